@@ -1,0 +1,225 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
+	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks/engine"
+)
+
+func (a *app) doctor() *cobra.Command {
+	var driver string
+	c := &cobra.Command{
+		Use: "doctor", Short: "Say what this host can serve, each problem with its remedy",
+		RunE: func(c *cobra.Command, _ []string) error {
+			names := drivers.Names()
+			if driver != "" {
+				names = []string{driver}
+			}
+			var problems bed.Problems
+			found := map[string][]bed.Problem{}
+			for _, name := range names {
+				d, err := drivers.Open(name, drivers.Settings{})
+				if err != nil {
+					return bed.Problems{{Key: "--driver", Value: name, Reason: "is not known here; there is " + strings.Join(drivers.Names(), ", "), Remedy: "name one of them"}}
+				}
+				found[name] = engine.CheckHost(c.Context(), d)
+				problems = append(problems, found[name]...)
+			}
+			if err := a.print(found, func() {
+				for _, name := range names {
+					if len(found[name]) == 0 {
+						fmt.Printf("✓ %s: this host can serve it\n", name)
+					}
+					for _, p := range found[name] {
+						fmt.Printf("✗ %s: %s\n", name, p)
+					}
+				}
+			}); err != nil {
+				return err
+			}
+			if len(problems) > 0 {
+				return bed.Problems{{Reason: fmt.Sprintf("%d problems, see above", len(problems)), Host: true}}
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&driver, "driver", "", "look at one driver only")
+	return c
+}
+
+func (a *app) image() *cobra.Command {
+	group := &cobra.Command{Use: "image", Short: "Bake, list, check and remove node images"}
+	var roles []string
+	build := &cobra.Command{
+		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			store, err := images.Open("")
+			if err != nil {
+				return err
+			}
+			request := images.Request{Definition: "debian-12", Roles: roles}
+			if len(args) > 0 {
+				request.Definition = args[0]
+			}
+			img, err := store.Build(c.Context(), request)
+			if err != nil {
+				return err
+			}
+			return a.print(img, func() { fmt.Printf("%s  %s\n", img.Digest, img.Tree) })
+		},
+	}
+	build.Flags().StringSliceVar(&roles, "roles", nil, "roles on it; all by default")
+	list := &cobra.Command{
+		Use: "list", Short: "List the images that are kept",
+		RunE: func(c *cobra.Command, _ []string) error {
+			store, err := images.Open("")
+			if err != nil {
+				return err
+			}
+			all, err := store.List(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(all, func() {
+				w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+				defer w.Flush()
+				fmt.Fprintln(w, "IMAGE\tROLES\tDIGEST\tSIZE\tPACKAGES\tBAKED")
+				for _, i := range all {
+					fmt.Fprintf(w, "%s\t%s\t%.19s\t%d MiB\t%d\t%s\n", i.Definition, strings.Join(i.Roles, ","), i.Digest,
+						i.Manifest.Bytes>>20, len(i.Manifest.Packages), i.Manifest.Baked.Local().Format("2006-01-02 15:04"))
+				}
+			})
+		},
+	}
+	verify := &cobra.Command{
+		Use: "verify [DIGEST]", Short: "Check that images are what was baked, byte for byte", Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			store, all, err := selectImages(c, args)
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, i := range all {
+				if err := store.Verify(c.Context(), i.Digest, false); err != nil {
+					errs = append(errs, err)
+				}
+			}
+			if err := errors.Join(errs...); err != nil {
+				return err
+			}
+			return a.print(map[string]int{"verified": len(all)}, func() { fmt.Printf("%d images are whole\n", len(all)) })
+		},
+	}
+	remove := &cobra.Command{
+		Use: "remove DIGEST", Short: "Remove an image from the store", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			store, all, err := selectImages(c, args)
+			if err != nil {
+				return err
+			}
+			for _, i := range all {
+				if err := store.Remove(c.Context(), i.Digest); err != nil {
+					return err
+				}
+			}
+			return a.print(map[string]int{"removed": len(all)}, func() { fmt.Printf("%d removed\n", len(all)) })
+		},
+	}
+	group.AddCommand(build, list, verify, remove)
+	return group
+}
+
+// selectImages finds the images whose digest begins as the argument says; all without one.
+func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Image, error) {
+	store, err := images.Open("")
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := store.List(c.Context())
+	if err != nil || len(args) == 0 {
+		return store, all, err
+	}
+	var chosen []images.Image
+	for _, i := range all {
+		if strings.HasPrefix(i.Digest, args[0]) || strings.HasPrefix(strings.TrimPrefix(i.Digest, "sha256:"), args[0]) {
+			chosen = append(chosen, i)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, nil, bed.Problems{{Key: "digest", Value: args[0], Reason: "no image in the store has it", Remedy: "`bed image list` shows what there is"}}
+	}
+	return store, chosen, nil
+}
+
+func (a *app) sweep() *cobra.Command {
+	var remove bool
+	var owner string
+	c := &cobra.Command{
+		Use: "sweep", Short: "List beds on this host that this folder's state does not know; remove what is named",
+		Long: "Lists every bed on this host with the state it belongs to. --delete --owner BED removes the named bed, whoever's it is:\n" +
+			"the way to be rid of a bed whose state is lost. Images are not touched.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if remove && owner == "" {
+				return bed.Problems{{Key: "--delete", Reason: "removes only what is named", Remedy: "add --owner BED"}}
+			}
+			found := map[provision.Owner][]provision.Status{}
+			var order []provision.Owner
+			for _, name := range drivers.Names() {
+				d, err := drivers.Open(name, drivers.Settings{})
+				if err != nil {
+					return err
+				}
+				all, err := d.List(c.Context(), owner)
+				if err != nil {
+					return err
+				}
+				for _, st := range all {
+					if _, seen := found[st.Owner]; !seen {
+						order = append(order, st.Owner)
+						if remove {
+							if err := provider.Clear(c.Context(), d, st.Owner); err != nil {
+								return err
+							}
+						}
+					}
+					found[st.Owner] = append(found[st.Owner], st)
+				}
+			}
+			type line struct {
+				Owner    provision.Owner `json:"owner"`
+				Machines int             `json:"machines"`
+				Removed  bool            `json:"removed"`
+			}
+			lines := []line{}
+			for _, o := range order {
+				lines = append(lines, line{Owner: o, Machines: len(found[o]), Removed: remove})
+			}
+			return a.print(lines, func() {
+				for _, l := range lines {
+					verb := ""
+					if l.Removed {
+						verb = "removed: "
+					}
+					fmt.Printf("%sbed %s: %d machines, of state %s\n", verb, l.Owner.Bed, l.Machines, l.Owner.State)
+				}
+				if len(lines) == 0 {
+					fmt.Println("no beds on this host")
+				}
+			})
+		},
+	}
+	c.Flags().BoolVar(&remove, "delete", false, "remove the bed that --owner names")
+	c.Flags().StringVar(&owner, "owner", "", "name of a bed")
+	return c
+}

@@ -1,0 +1,92 @@
+// Package bed is the model of a test bed: what is asked for (Spec, Pool), what that makes (Node, Role) and what stands in the end
+// (Inventory). It imports nothing else of this project and does nothing to any machine.
+package bed
+
+import (
+	"fmt"
+	"time"
+)
+
+// Limits of a Spec.
+const (
+	MaxNodes   = 5000
+	MaxCPUs    = 1024
+	MinMemory  = 128 * MiB
+	NameLength = 32 // so that a node's name still fits host names, interface marks and socket paths
+)
+
+// Spec is a test bed as asked for. Parse makes one from configuration; a Spec from Parse without problems is valid.
+type Spec struct {
+	Name            string        // of the bed; unique on a host
+	Driver          string        // who makes the machines: nspawn, sim
+	Image           string        // what is on their disks: debian-12
+	WorkloadManager string        // slurm
+	Kubernetes      string        // none
+	Network         string        // isolated, or outbound for a route out of the bed
+	Profile         string        // normal, or slow for emulated machines: every time-out is longer
+	Flux            string        // path or URL of a Flux artifact; empty when Flux is not asked for
+	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
+	Pools           []Pool        // in order; the first node of the first pool is the control node
+	// DriverConfig holds the keys of one driver, such as ovirt.url, by their full key.
+	DriverConfig map[string]string
+}
+
+// Pool is a number of like machines.
+type Pool struct {
+	Name   string
+	Nodes  int
+	CPUs   int // per node
+	Memory Size
+	Disk   Size // 0 leaves it to the driver
+}
+
+// Role says what a node is for.
+type Role string
+
+// The control node serves the workload manager and computes nothing, as u2204-01 did in the talk; compute nodes do the rest.
+const (
+	Control Role = "control"
+	Compute Role = "compute"
+)
+
+// Node is one machine of a bed, before anybody has made it.
+type Node struct {
+	Name   string
+	Index  int // from 0, over all pools
+	Pool   string
+	Role   Role
+	CPUs   int
+	Memory Size
+	Disk   Size
+}
+
+// Nodes lists the bed's nodes in order. Names depend on the bed's name and the node's position alone, so that a bed that grows
+// keeps the names it has: bed u2204 has u2204-01, u2204-02 … A bed of one node has no control node: it does both.
+func (s Spec) Nodes() []Node {
+	var nodes []Node
+	for _, p := range s.Pools {
+		for range p.Nodes {
+			role := Compute
+			if len(nodes) == 0 && s.Size() > 1 {
+				role = Control
+			}
+			nodes = append(nodes, Node{
+				Name: NodeName(s.Name, len(nodes)), Index: len(nodes), Pool: p.Name, Role: role,
+				CPUs: p.CPUs, Memory: p.Memory, Disk: p.Disk,
+			})
+		}
+	}
+	return nodes
+}
+
+// Size is the number of nodes, the control node included.
+func (s Spec) Size() int {
+	n := 0
+	for _, p := range s.Pools {
+		n += p.Nodes
+	}
+	return n
+}
+
+// NodeName is the name of a bed's node by its index from 0.
+func NodeName(bed string, index int) string { return fmt.Sprintf("%s-%02d", bed, index+1) }

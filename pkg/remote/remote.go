@@ -1,0 +1,256 @@
+// Package remote reaches a bed's nodes over SSH. Every connection checks the node's host key against the one made for it before
+// it first booted; there is no way to connect without.
+package remote
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Target is a node to reach.
+type Target struct {
+	Name    string // for messages
+	Address string
+	Port    int
+	User    string
+	HostKey string // public, in authorized_keys form
+	Signer  ssh.Signer
+}
+
+func (t Target) addr() string { return net.JoinHostPort(t.Address, strconv.Itoa(t.Port)) }
+
+// HostKeyError says that a machine showed another host key than the one made for the node. Nothing was sent to it.
+type HostKeyError struct {
+	Node, Address, Got, Want string
+}
+
+func (e *HostKeyError) Error() string {
+	return fmt.Sprintf("node %s at %s shows the host key %s, not %s which was made for it: another machine answers there, or its key was changed; "+
+		"nothing was sent. Look at what listens on that address; `bed up` makes the node anew", e.Node, e.Address, e.Got, e.Want)
+}
+
+func (t Target) hostKeyCallback() (ssh.HostKeyCallback, error) {
+	want, _, _, _, err := ssh.ParseAuthorizedKey([]byte(t.HostKey))
+	if err != nil {
+		return nil, fmt.Errorf("host key of node %s: %w", t.Name, err)
+	}
+	return func(_ string, _ net.Addr, got ssh.PublicKey) error {
+		if !bytes.Equal(got.Marshal(), want.Marshal()) {
+			return &HostKeyError{Node: t.Name, Address: t.addr(), Got: ssh.FingerprintSHA256(got), Want: ssh.FingerprintSHA256(want)}
+		}
+		return nil
+	}, nil
+}
+
+// Client is a connection to a node; several commands may run on it at once.
+type Client struct {
+	Target Target
+	conn   *ssh.Client
+}
+
+const dialTimeout = 5 * time.Second
+
+// Dial connects and logs in.
+func Dial(ctx context.Context, t Target) (*Client, error) {
+	conn, err := dial(ctx, t, ssh.PublicKeys(t.Signer))
+	if err != nil {
+		return nil, err
+	}
+	return &Client{Target: t, conn: conn}, nil
+}
+
+func dial(ctx context.Context, t Target, auth ...ssh.AuthMethod) (*ssh.Client, error) {
+	callback, err := t.hostKeyCallback()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", t.addr())
+	if err != nil {
+		return nil, fmt.Errorf("connect to node %s: %w", t.Name, err)
+	}
+	// The handshake knows no context: its deadline is the connection's, and a cancelled context closes it.
+	deadline, _ := ctx.Deadline()
+	_ = raw.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	c, channels, requests, err := ssh.NewClientConn(raw, t.addr(), &ssh.ClientConfig{
+		User: t.User, Auth: auth, HostKeyCallback: callback, HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
+	})
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = raw.Close()
+		var wrong *HostKeyError
+		if errors.As(err, &wrong) {
+			return nil, wrong
+		}
+		return nil, fmt.Errorf("log in to node %s: %w", t.Name, err)
+	}
+	_ = raw.SetDeadline(time.Time{})
+	return ssh.NewClient(c, channels, requests), nil
+}
+
+// Answers reports whether the target's sshd answers with the pinned host key. It needs no key of the user's and logs nobody in:
+// a driver, which knows only the host key, waits with it for a boot to finish.
+func Answers(ctx context.Context, t Target) error {
+	t.User = "bedfellow-probe"
+	conn, err := dial(ctx, t)
+	if err == nil {
+		_ = conn.Close()
+		return nil
+	}
+	if strings.Contains(err.Error(), "unable to authenticate") { // the host key was checked before that
+		return nil
+	}
+	return err
+}
+
+// Await calls Answers until it succeeds, the context ends, or the host key is wrong. The last error is part of the result.
+func Await(ctx context.Context, t Target) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := Answers(ctx, t)
+		var wrong *HostKeyError
+		if err == nil || errors.As(err, &wrong) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (last: %w)", context.Cause(ctx), err)
+		case <-tick.C:
+		}
+	}
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Result is what a command left.
+type Result struct {
+	Stdout, Stderr []byte
+	Code           int // exit status; 128 + signal when a signal ended it
+}
+
+// ExitError says that a command ended with a status other than 0.
+type ExitError struct {
+	Node, Command string
+	Result        Result
+}
+
+func (e *ExitError) Error() string {
+	tail := strings.TrimSpace(string(e.Result.Stderr))
+	if tail == "" {
+		tail = strings.TrimSpace(string(e.Result.Stdout))
+	}
+	if len(tail) > 2000 {
+		tail = "…" + tail[len(tail)-2000:]
+	}
+	return fmt.Sprintf("on node %s: `%s` ended with status %d: %s", e.Node, e.Command, e.Result.Code, tail)
+}
+
+// Run runs a shell command and waits for it. The error is an *ExitError, with the same Result, when the command ran and failed.
+// When the context ends, the connection to that command is closed and the node's sshd ends it by SIGHUP.
+func (c *Client) Run(ctx context.Context, command string) (Result, error) {
+	return c.Feed(ctx, command, nil)
+}
+
+// Feed is Run with standard input.
+func (c *Client) Feed(ctx context.Context, command string, stdin io.Reader) (Result, error) {
+	session, err := c.conn.NewSession()
+	if err != nil {
+		return Result{}, fmt.Errorf("open a session on node %s: %w", c.Target.Name, err)
+	}
+	defer session.Close()
+	var out, errOut bytes.Buffer
+	session.Stdin, session.Stdout, session.Stderr = stdin, &out, &errOut
+	stop := context.AfterFunc(ctx, func() { _ = session.Signal(ssh.SIGTERM); _ = session.Close() })
+	err = session.Run(command)
+	if !stop() {
+		return Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, context.Cause(ctx))
+	}
+	r := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
+	var exit *ssh.ExitError
+	switch {
+	case err == nil:
+		return r, nil
+	case errors.As(err, &exit):
+		r.Code = exit.ExitStatus()
+		return r, &ExitError{Node: c.Target.Name, Command: command, Result: r}
+	default:
+		return r, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, err)
+	}
+}
+
+// Write puts data into a file on the node, whole or not at all, with the given permission bits.
+func (c *Client) Write(ctx context.Context, path string, data []byte, mode uint32) error {
+	quoted := Quote(path)
+	_, err := c.Feed(ctx, fmt.Sprintf("umask 077 && cat > %[1]s.part && chmod %04[2]o %[1]s.part && mv %[1]s.part %[1]s", quoted, mode), bytes.NewReader(data))
+	return err
+}
+
+// Quote makes one shell word of s.
+func Quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// Each calls fn once per item, at most limit at a time, waits for all and joins the errors.
+func Each[T any](ctx context.Context, items []T, limit int, fn func(context.Context, int, T) error) error {
+	errs := make([]error, len(items))
+	slots := make(chan struct{}, max(limit, 1))
+	var wg sync.WaitGroup
+	for i, item := range items {
+		wg.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer func() { <-slots; wg.Done() }()
+			if err := ctx.Err(); err != nil {
+				errs[i] = context.Cause(ctx)
+				return
+			}
+			errs[i] = fn(ctx, i, item)
+		}()
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// Facts are what a machine says of itself.
+type Facts struct {
+	Hostname  string
+	BootID    string
+	CPUs      int   // that a process may use there
+	MemoryMiB int64 // as the kernel shows it; the host's on a shared kernel
+	Kernel    string
+	CPUModel  string
+}
+
+// Ask reads the machine's facts in one command.
+func (c *Client) Ask(ctx context.Context) (Facts, error) {
+	r, err := c.Run(ctx, `uname -n; cat /proc/sys/kernel/random/boot_id; nproc; awk '/^MemTotal/{print int($2/1024)}' /proc/meminfo; uname -r; awk -F': ' '/^model name/{print $2; exit}' /proc/cpuinfo`)
+	if err != nil {
+		return Facts{}, err
+	}
+	lines := strings.Split(strings.TrimRight(string(r.Stdout), "\n"), "\n")
+	if len(lines) < 5 {
+		return Facts{}, fmt.Errorf("node %s answered %q where its facts were expected", c.Target.Name, r.Stdout)
+	}
+	f := Facts{Hostname: lines[0], BootID: lines[1], Kernel: lines[4]}
+	var errCPU, errMem error
+	f.CPUs, errCPU = strconv.Atoi(lines[2])
+	f.MemoryMiB, errMem = strconv.ParseInt(lines[3], 10, 64)
+	if len(lines) > 5 {
+		f.CPUModel = lines[5]
+	}
+	return f, errors.Join(errCPU, errMem)
+}

@@ -1,0 +1,158 @@
+package provider
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"reflect"
+
+	p "github.com/pulumi/pulumi-go-provider"
+	"github.com/pulumi/pulumi-go-provider/infer"
+
+	"github.com/bedfellow/bedfellow/pkg/ansible"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/playbooks"
+)
+
+// Configuration is one run of Ansible over a bed. It runs again when the nodes, their disks, the keys or the playbooks change,
+// and does nothing otherwise.
+type Configuration struct{}
+
+// ConfigurationArgs say what is configured.
+type ConfigurationArgs struct {
+	Inventory  bed.Inventory `pulumi:"inventory"`
+	PrivateKey string        `pulumi:"privateKey" provider:"secret"`
+	MungeKey   string        `pulumi:"mungeKey" provider:"secret"`
+	Slow       bool          `pulumi:"slow,optional"`
+	// Playbooks is filled in by Check: it makes a changed role run.
+	Playbooks string `pulumi:"playbooks,optional"`
+}
+
+// ConfigurationState says what a run did.
+type ConfigurationState struct {
+	ConfigurationArgs
+	Changed int `pulumi:"changed"`
+}
+
+// Annotate describes the resource in the schema.
+func (c *Configuration) Annotate(a infer.Annotator) {
+	a.Describe(c, "One Ansible run over a bed's nodes; it runs again when its inputs change.")
+}
+
+// Annotate describes the inputs in the schema.
+func (c *ConfigurationArgs) Annotate(a infer.Annotator) {
+	a.Describe(&c.Inventory, "The nodes, as a Pool shows them.")
+	a.Describe(&c.PrivateKey, "Logs in to every node; OpenSSH PEM.")
+	a.Describe(&c.MungeKey, "base64")
+	a.Describe(&c.Slow, "Emulated machines: waits are longer.")
+	a.Describe(&c.Playbooks, "Digest of the playbooks; filled in by the provider.")
+}
+
+// Annotate describes the outputs in the schema.
+func (c *ConfigurationState) Annotate(a infer.Annotator) {
+	a.Describe(&c.Changed, "How many tasks changed something in the last run, over all nodes.")
+}
+
+// Check fills in the playbooks' digest.
+func (*Configuration) Check(ctx context.Context, req infer.CheckRequest) (infer.CheckResponse[ConfigurationArgs], error) {
+	args, failures, err := infer.DefaultCheck[ConfigurationArgs](ctx, req.NewInputs)
+	if err != nil {
+		return infer.CheckResponse[ConfigurationArgs]{}, err
+	}
+	args.Playbooks, err = playbooksDigest()
+	return infer.CheckResponse[ConfigurationArgs]{Inputs: args, Failures: failures}, err
+}
+
+func playbooksDigest() (string, error) {
+	h := sha256.New()
+	err := fs.WalkDir(playbooks.FS, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(playbooks.FS, path)
+		fmt.Fprintf(h, "%s %d\n%s", path, len(data), data)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)[:16]), err
+}
+
+// Create runs Ansible.
+func (*Configuration) Create(ctx context.Context, req infer.CreateRequest[ConfigurationArgs]) (infer.CreateResponse[ConfigurationState], error) {
+	state, err := configure(ctx, req.Inputs, req.DryRun)
+	return infer.CreateResponse[ConfigurationState]{ID: req.Name, Output: state}, err
+}
+
+// Update runs it again.
+func (*Configuration) Update(ctx context.Context, req infer.UpdateRequest[ConfigurationArgs, ConfigurationState]) (infer.UpdateResponse[ConfigurationState], error) {
+	state, err := configure(ctx, req.Inputs, req.DryRun)
+	return infer.UpdateResponse[ConfigurationState]{Output: state}, err
+}
+
+// Diff compares the inputs as a whole.
+func (*Configuration) Diff(_ context.Context, req infer.DiffRequest[ConfigurationArgs, ConfigurationState]) (infer.DiffResponse, error) {
+	diff := infer.DiffResponse{DetailedDiff: map[string]p.PropertyDiff{}}
+	old, now := req.State.ConfigurationArgs, req.Inputs
+	mark := func(field string, changed bool) {
+		if changed {
+			diff.HasChanges, diff.DetailedDiff[field] = true, p.PropertyDiff{Kind: p.Update, InputDiff: true}
+		}
+	}
+	mark("inventory", !reflect.DeepEqual(old.Inventory, now.Inventory))
+	mark("privateKey", old.PrivateKey != now.PrivateKey)
+	mark("mungeKey", old.MungeKey != now.MungeKey)
+	mark("playbooks", old.Playbooks != now.Playbooks)
+	return diff, nil
+}
+
+func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (ConfigurationState, error) {
+	state := ConfigurationState{ConfigurationArgs: args}
+	if dryRun {
+		return state, nil
+	}
+	ctx, done := withProgress(ctx)
+	defer done()
+	var known bytes.Buffer
+	for _, n := range args.Inventory.Nodes {
+		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
+	}
+	result, err := ansible.Run{
+		Playbooks: playbooks.FS, Playbook: "site.yml", Inventory: ansibleInventory(args),
+		ExtraVars:  map[string]any{"bed_munge_key": args.MungeKey},
+		PrivateKey: []byte(args.PrivateKey), KnownHosts: known.Bytes(), Forks: min(max(len(args.Inventory.Nodes), 5), 50),
+	}.Do(ctx)
+	state.Changed = result.Changed
+	if err != nil {
+		return state, fmt.Errorf("configure bed %s: %w", args.Inventory.Bed, err)
+	}
+	return state, nil
+}
+
+// ansibleInventory renders the bed as the roles expect it.
+func ansibleInventory(args ConfigurationArgs) map[string]any { return AnsibleInventory(args.Inventory) }
+
+// AnsibleInventory renders the bed as an Ansible inventory in its YAML form, without any secret: what our roles run on and
+// `bed inventory --format ansible` prints.
+func AnsibleInventory(inv bed.Inventory) map[string]any {
+	control, compute := map[string]any{}, map[string]any{}
+	for _, n := range inv.Nodes {
+		host := map[string]any{
+			"ansible_host": n.Address, "ansible_port": n.Port, "ansible_user": inv.User,
+			"bed_address": n.Address, "bed_cpus": n.CPUs, "bed_memory_mib": n.MemoryMiB,
+		}
+		if n.Role == bed.Control || len(inv.Nodes) == 1 {
+			control[n.Name] = host
+		}
+		if n.Role == bed.Compute {
+			compute[n.Name] = host
+		}
+	}
+	return map[string]any{"all": map[string]any{
+		"vars": map[string]any{
+			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager,
+		},
+		"children": map[string]any{"control": map[string]any{"hosts": control}, "compute": map[string]any{"hosts": compute}},
+	}}
+}

@@ -1,0 +1,116 @@
+package provider
+
+import (
+	"context"
+	"errors"
+
+	p "github.com/pulumi/pulumi-go-provider"
+	"github.com/pulumi/pulumi-go-provider/infer"
+
+	"github.com/bedfellow/bedfellow/images"
+)
+
+// Image is one baked image, kept in the host's store by what it was made from. Destroying the resource leaves it there:
+// `bed image` manages the store.
+type Image struct{ host Host }
+
+// ImageArgs say what is baked.
+type ImageArgs struct {
+	Definition string   `pulumi:"definition"`
+	Roles      []string `pulumi:"roles,optional"`
+}
+
+// ImageState is where it is.
+type ImageState struct {
+	ImageArgs
+	Key    string `pulumi:"key"`
+	Digest string `pulumi:"digest"`
+	Tree   string `pulumi:"tree"`
+}
+
+// Annotate describes the resource in the schema.
+func (i *Image) Annotate(a infer.Annotator) {
+	a.Describe(i, "One baked node image. The same inputs give the same key; it is baked once and kept.")
+}
+
+// Annotate describes the inputs in the schema.
+func (i *ImageArgs) Annotate(a infer.Annotator) {
+	a.Describe(&i.Definition, "Which distribution, such as debian-12.")
+	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
+}
+
+// Annotate describes the outputs in the schema.
+func (i *ImageState) Annotate(a infer.Annotator) {
+	a.Describe(&i.Key, "Digest of everything that goes in.")
+	a.Describe(&i.Digest, "Digest of the content: sha256:…")
+	a.Describe(&i.Tree, "Absolute path of the root tree in the host's image store.")
+}
+
+// Create finds the image in the store and checks it byte for byte, or bakes it.
+func (i *Image) Create(ctx context.Context, req infer.CreateRequest[ImageArgs]) (infer.CreateResponse[ImageState], error) {
+	state, err := i.make(ctx, req.Inputs, req.DryRun)
+	return infer.CreateResponse[ImageState]{ID: req.Inputs.Definition, Output: state}, err
+}
+
+// Update makes the image of the new inputs; the old one stays in the store.
+func (i *Image) Update(ctx context.Context, req infer.UpdateRequest[ImageArgs, ImageState]) (infer.UpdateResponse[ImageState], error) {
+	state, err := i.make(ctx, req.Inputs, req.DryRun)
+	return infer.UpdateResponse[ImageState]{Output: state}, err
+}
+
+func (i *Image) make(ctx context.Context, args ImageArgs, dryRun bool) (ImageState, error) {
+	ctx, done := withProgress(ctx)
+	defer done()
+	store, err := i.host.images()
+	if err != nil {
+		return ImageState{}, err
+	}
+	request := images.Request{Definition: args.Definition, Roles: args.Roles}
+	img, kept, err := store.Get(ctx, request)
+	switch {
+	case err != nil || dryRun:
+	case kept:
+		err = store.Verify(ctx, img.Digest, false)
+	default:
+		img, err = store.Build(ctx, request)
+	}
+	return ImageState{ImageArgs: args, Key: img.Key, Digest: img.Digest, Tree: img.Tree}, err
+}
+
+// Read looks whether the image is still in the store, and whole at a glance.
+func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, ImageState]) (infer.ReadResponse[ImageArgs, ImageState], error) {
+	gone := infer.ReadResponse[ImageArgs, ImageState]{}
+	store, err := i.host.images()
+	if err != nil {
+		return gone, err
+	}
+	img, kept, err := store.Get(ctx, images.Request{Definition: req.State.Definition, Roles: req.State.Roles})
+	if err != nil {
+		return gone, err
+	}
+	if !kept {
+		return gone, nil
+	}
+	if err := store.Verify(ctx, img.Digest, true); err != nil && !errors.Is(err, images.ErrNotFound) {
+		return gone, err
+	}
+	state := ImageState{ImageArgs: req.State.ImageArgs, Key: img.Key, Digest: img.Digest, Tree: img.Tree}
+	return infer.ReadResponse[ImageArgs, ImageState]{ID: req.ID, Inputs: req.Inputs, State: state}, nil
+}
+
+// Diff sees changed inputs, and roles whose files have changed since the image was baked.
+func (i *Image) Diff(ctx context.Context, req infer.DiffRequest[ImageArgs, ImageState]) (infer.DiffResponse, error) {
+	diff := infer.DiffResponse{DetailedDiff: map[string]p.PropertyDiff{}}
+	store, err := i.host.images()
+	if err != nil {
+		return diff, err
+	}
+	img, kept, err := store.Get(ctx, images.Request{Definition: req.Inputs.Definition, Roles: req.Inputs.Roles})
+	if err != nil {
+		return diff, err
+	}
+	if !kept || img.Key != req.State.Key || img.Digest != req.State.Digest {
+		diff.HasChanges, diff.DetailedDiff["definition"] = true, p.PropertyDiff{Kind: p.Update, InputDiff: true}
+	}
+	return diff, nil
+}

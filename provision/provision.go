@@ -1,0 +1,144 @@
+// Package provision turns machine specs into running machines. A Driver does that for one kind of machine; package drivers knows
+// them all, and package drivertest is the conformance suite that every one of them passes.
+package provision
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+)
+
+// Driver turns machine specs into running machines with a reachable sshd.
+// All methods are safe for concurrent use on different names and honour ctx.
+type Driver interface {
+	Info() Info
+	// Check tells whether this host or engine can serve at all, each problem with its remedy.
+	Check(ctx context.Context) []bed.Problem
+	// Create adopts the machine when it runs with the same mark, digest and host key; makes anew any other of this bed. It
+	// returns once the machine's sshd answers with the pinned host key. What a failed Create made, it removes.
+	Create(ctx context.Context, m Machine) (Status, error)
+	// Read tells how the machine is; ErrNotFound when there is none.
+	Read(ctx context.Context, name string) (Status, error)
+	// Update brings a machine to a changed spec, in place where the driver can, else by making it anew.
+	Update(ctx context.Context, m Machine) (Status, error)
+	// Delete leaves nothing of the machine; deleting what is not there is no error. With a bed's last machine go the things
+	// that its machines shared.
+	Delete(ctx context.Context, name string) error
+	// List shows every machine whose mark has the owner's bed name, whichever state it belongs to, half-made ones included;
+	// an empty owner lists all.
+	List(ctx context.Context, owner string) ([]Status, error)
+}
+
+// Fitter is a Driver that can tell whether given machines would fit this host, before any is made.
+type Fitter interface {
+	Fit(ctx context.Context, machines []Machine) []bed.Problem
+}
+
+// Sweeper is a Driver whose beds have more than machines: networks, groups, directories. Sweep removes what is left of a bed
+// whose machines are deleted or were never finished; a clean bed is no error.
+type Sweeper interface {
+	Sweep(ctx context.Context, owner Owner) error
+}
+
+// Info tells what a driver is.
+type Info struct {
+	Name string
+	// SSH is false for machines that exist on paper only: nothing is asked of them and nothing configured.
+	SSH bool
+	// SharedKernel machines run on the host's kernel and see its CPUs and memory.
+	SharedKernel bool
+	// NeedsImage machines boot from a baked image.
+	NeedsImage bool
+	// RootlessKubernetes can run in these machines on this host.
+	RootlessKubernetes bool
+	// DiskLimit tells whether a machine's disk size can be set.
+	DiskLimit bool
+	// Concurrency is how many machines may be made at once.
+	Concurrency int
+}
+
+// Owner is the mark on everything a bed has made.
+type Owner struct {
+	Bed   string `json:"bed" pulumi:"bed"`     // unique per host or engine
+	ID    string `json:"id" pulumi:"id"`       // random, made with the bed's keys: a lost state makes another
+	State string `json:"state" pulumi:"state"` // URL of the Pulumi state that knows the bed
+}
+
+// Same tells whether two marks are of one bed in one state, possibly of different lives of it.
+func (o Owner) Same(p Owner) bool { return o.Bed == p.Bed && o.State == p.State }
+
+// ForeignError says that a bed of this name belongs to another state. Nothing was touched.
+type ForeignError struct{ Have, Want Owner }
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("a bed named %s is up already and belongs to the state %s, not to %s; it was not touched. "+
+		"Give this bed another name with -c name=…, or destroy the other from its own folder", e.Have.Bed, e.Have.State, e.Want.State)
+}
+
+// Machine is one machine as asked for.
+type Machine struct {
+	Name  string
+	Owner Owner
+	Index int // position in the bed, from 0; static addresses derive from it
+	Role  bed.Role
+	CPUs  int
+	// Memory and Disk in bytes; Disk 0 leaves it to the driver.
+	Memory, Disk bed.Size
+	Image        string // path of the image in the driver's format
+	ImageDigest  string
+	Network      string // isolated, outbound
+	User         string
+	// AuthorizedKey may log in as User. HostKey is the machine's private key, OpenSSH PEM, a secret; HostPublicKey belongs to it.
+	AuthorizedKey, HostKey, HostPublicKey string
+	Expires                               time.Time // zero: never
+	Slow                                  bool      // emulated: every time-out is longer
+}
+
+// Digest is a fingerprint of all that makes two machines of a name the same machine. Secrets enter it by their public half.
+func (m Machine) Digest() string {
+	m.HostKey = ""
+	m.Expires = time.Time{}
+	m.Image = "" // a path: the digest says what is in it
+	data, err := json.Marshal(m)
+	if err != nil {
+		panic(err) // a struct of strings and numbers
+	}
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:16])
+}
+
+// State says how a machine is.
+type State string
+
+// A Running machine's processes are all there; a Stopped one has none; a Broken one is half of something: half made, half
+// deleted, or with its supervisor killed.
+const (
+	Running State = "running"
+	Stopped State = "stopped"
+	Broken  State = "broken"
+)
+
+// Status is one machine as found.
+type Status struct {
+	Name           string
+	Owner          Owner
+	State          State
+	Detail         string // why it is not running
+	Digest         string // of the Machine it was made from
+	Address        string
+	Port           int
+	HostPublicKey  string
+	Incarnation    string // changes when its disk is made anew
+	HostCPUs       string // the host's CPUs that run it, where the driver pins
+	Oversubscribed bool   // another machine runs on them too
+	Expires        time.Time
+}
+
+// ErrNotFound says that there is no machine of that name.
+var ErrNotFound = errors.New("no such machine")

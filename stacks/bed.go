@@ -1,0 +1,156 @@
+package stacks
+
+import (
+	"fmt"
+
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+)
+
+// User is whom scenarios, Ansible and people log in as, on every node of every driver. Images have it, and it may sudo.
+const User = "bed"
+
+// BedArgs ask for a bed of like machines.
+type BedArgs struct {
+	Name            string   `pulumi:"name"`
+	Driver          string   `pulumi:"driver"`
+	Image           string   `pulumi:"image"`
+	Roles           []string `pulumi:"roles,optional"`
+	WorkloadManager string   `pulumi:"workloadManager"`
+	Network         string   `pulumi:"network"`
+	Slow            bool     `pulumi:"slow,optional"`
+	TTL             string   `pulumi:"ttl,optional"`
+	// State is the URL of the Pulumi state that knows the bed: part of the owner mark.
+	State string `pulumi:"state"`
+	// On says what the driver needs and does: whether machines boot an image, answer to SSH, share the host's kernel.
+	On    Machines  `pulumi:"on"`
+	Nodes []BedNode `pulumi:"nodes"`
+}
+
+// Machines are the traits of a driver's machines that decide what a bed is made of.
+type Machines struct {
+	NeedImage    bool `pulumi:"needImage,optional"`
+	SSH          bool `pulumi:"ssh,optional"`
+	SharedKernel bool `pulumi:"sharedKernel,optional"`
+}
+
+// BedNode is one machine of a bed.
+type BedNode struct {
+	Name      string `pulumi:"name"`
+	Index     int    `pulumi:"index"`
+	Role      string `pulumi:"role"`
+	CPUs      int    `pulumi:"cpus"`
+	MemoryMiB int    `pulumi:"memoryMiB"`
+	DiskMiB   int    `pulumi:"diskMiB,optional"`
+}
+
+// Bed is a whole test bed: image, keys, machines and their configuration.
+type Bed struct {
+	pulumi.ResourceState
+	// Inventory is the bed as it stands, a bed.Inventory in JSON.
+	Inventory pulumi.StringOutput `pulumi:"inventory"`
+	// PrivateKey logs in to every node.
+	PrivateKey pulumi.StringOutput `pulumi:"privateKey"`
+}
+
+// NewBed makes a bed.
+func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.ResourceOption) (*Bed, error) {
+	b := &Bed{}
+	if err := ctx.RegisterComponentResource("bedfellow:index:Bed", name, b, opts...); err != nil {
+		return nil, err
+	}
+	child := pulumi.Parent(b)
+	var names pulumi.StringArray
+	var nodes pulumi.Array
+	for _, n := range args.Nodes {
+		names = append(names, pulumi.String(n.Name))
+		node := pulumi.Map{
+			"name": pulumi.String(n.Name), "index": pulumi.Int(n.Index), "role": pulumi.String(n.Role),
+			"cpus": pulumi.Int(n.CPUs), "memoryMiB": pulumi.Int(n.MemoryMiB),
+		}
+		if n.DiskMiB != 0 {
+			node["diskMiB"] = pulumi.Int(n.DiskMiB)
+		}
+		nodes = append(nodes, node)
+	}
+	k := &keys{}
+	if err := ctx.RegisterResource("bedfellow:index:Keys", name+"-keys", pulumi.Map{"nodes": names}, k, child); err != nil {
+		return nil, err
+	}
+	poolInputs := pulumi.Map{
+		"driver": pulumi.String(args.Driver),
+		"owner":  pulumi.Map{"bed": pulumi.String(args.Name), "id": k.BedID, "state": pulumi.String(args.State)},
+		"nodes":  nodes, "network": pulumi.String(args.Network), "user": pulumi.String(User), "userPrivateKey": k.UserPrivateKey,
+		"userPublicKey": k.UserPublicKey, "hostKeys": k.HostKeys, "hostPublicKeys": k.HostPublicKeys,
+		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
+	}
+	digest := pulumi.String("").ToStringOutput()
+	if args.On.NeedImage {
+		img := &image{}
+		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "roles": pulumi.ToStringArray(args.Roles)}
+		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
+			return nil, err
+		}
+		digest = img.Digest
+		poolInputs["image"], poolInputs["imageDigest"] = img.Tree, img.Digest
+	}
+	machines := &pool{}
+	if err := ctx.RegisterResource("bedfellow:index:Pool", name+"-nodes", poolInputs, machines, child); err != nil {
+		return nil, err
+	}
+	inventory := pulumi.All(k.BedID, k.HostPublicKeys, digest, machines.Machines).ApplyT(func(v []any) (bed.Inventory, error) {
+		return args.inventory(v[0].(string), v[1].(map[string]string), v[2].(string), v[3].([]any))
+	})
+	ready := inventory
+	if args.On.SSH {
+		c := &configuration{}
+		inputs := pulumi.Map{
+			"inventory": inventory.ApplyT(inventoryMap), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey, "slow": pulumi.Bool(args.Slow),
+		}
+		if err := ctx.RegisterResource("bedfellow:index:Configuration", name+"-configuration", inputs, c, child); err != nil {
+			return nil, err
+		}
+		ready = pulumi.All(inventory, c.URN()).ApplyT(func(v []any) any { return v[0] })
+	}
+	b.Inventory = pulumi.JSONMarshal(ready)
+	b.PrivateKey = pulumi.ToSecret(k.UserPrivateKey).(pulumi.StringOutput)
+	return b, ctx.RegisterResourceOutputs(b, pulumi.Map{"inventory": b.Inventory, "privateKey": b.PrivateKey})
+}
+
+// inventory joins what was asked for with what the pool found.
+func (args BedArgs) inventory(id string, hostKeys map[string]string, digest string, machines []any) (bed.Inventory, error) {
+	inv := bed.Inventory{
+		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: args.On.SharedKernel, Image: args.Image, ImageDigest: digest,
+		WorkloadManager: args.WorkloadManager, User: User,
+	}
+	if len(machines) != len(args.Nodes) {
+		return inv, fmt.Errorf("the pool of bed %s shows %d machines where %d were asked for", args.Name, len(machines), len(args.Nodes))
+	}
+	for i, n := range args.Nodes {
+		m, _ := machines[i].(map[string]any)
+		text := func(key string) string { s, _ := m[key].(string); return s }
+		port, _ := m["port"].(float64)
+		oversubscribed, _ := m["oversubscribed"].(bool)
+		inv.Nodes = append(inv.Nodes, bed.InventoryNode{
+			Name: n.Name, Address: text("address"), Port: int(port), Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
+			HostKey: hostKeys[n.Name], HostCPUs: text("hostCPUs"), Oversubscribed: oversubscribed, Incarnation: text("incarnation"),
+		})
+	}
+	return inv, nil
+}
+
+// inventoryMap renders the inventory as the Configuration resource's input.
+func inventoryMap(inv bed.Inventory) map[string]any {
+	nodes := make([]any, len(inv.Nodes))
+	for i, n := range inv.Nodes {
+		nodes[i] = map[string]any{
+			"name": n.Name, "address": n.Address, "port": n.Port, "role": string(n.Role), "cpus": n.CPUs, "memoryMiB": n.MemoryMiB,
+			"hostKey": n.HostKey, "hostCPUs": n.HostCPUs, "oversubscribed": n.Oversubscribed, "incarnation": n.Incarnation,
+		}
+	}
+	return map[string]any{
+		"bed": inv.Bed, "id": inv.ID, "driver": inv.Driver, "sharedKernel": inv.SharedKernel, "image": inv.Image,
+		"imageDigest": inv.ImageDigest, "workloadManager": inv.WorkloadManager, "user": inv.User, "nodes": nodes,
+	}
+}

@@ -1,0 +1,410 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/blang/semver"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/events"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/optdestroy"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/optpreview"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/optrefresh"
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/optup"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
+	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks"
+)
+
+// PulumiVersion is the CLI this is built for; an installed one must be as new.
+const PulumiVersion = "3.259.0"
+
+// ErrNoBed says that the stack has no bed.
+var ErrNoBed = errors.New("there is no bed")
+
+// Standing is a bed that stands, with the key that opens it.
+type Standing struct {
+	Inventory  bed.Inventory
+	PrivateKey []byte
+	// Changes counts the resources by what the engine did to them: same, create, update, delete, replace.
+	Changes map[string]int
+}
+
+// Changed is how many resources the engine touched.
+func (s Standing) Changed() int {
+	n := 0
+	for kind, count := range s.Changes {
+		if kind != "same" {
+			n += count
+		}
+	}
+	return n
+}
+
+// Check finds everything about the configuration and the host that would keep the bed from being made, all at once.
+func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
+	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
+	d, err := drivers.Open(spec.Driver, drivers.Settings{})
+	if err != nil { // an unknown driver is among the problems
+		return spec, problems
+	}
+	if len(problems) > 0 {
+		return spec, problems
+	}
+	problems = CheckHost(ctx, d)
+	if fitter, ok := d.(provision.Fitter); ok {
+		var list []provision.Machine
+		for _, n := range spec.Nodes() {
+			list = append(list, provision.Machine{Name: n.Name, Index: n.Index, Role: n.Role, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Network: spec.Network})
+		}
+		problems = append(problems, fitter.Fit(ctx, list)...)
+	}
+	if len(problems) == 0 {
+		problems = w.foreign(ctx, d, spec.Name)
+	}
+	return spec, problems.Err()
+}
+
+// foreign finds a bed of the name that belongs to another state.
+func (w *Workspace) foreign(ctx context.Context, d provision.Driver, name string) bed.Problems {
+	found, _ := d.List(ctx, name)
+	for _, st := range found {
+		if want := (provision.Owner{Bed: name, State: w.StateURL()}); st.Owner.State != "" && !st.Owner.Same(want) {
+			err := &provision.ForeignError{Have: st.Owner, Want: want}
+			return bed.Problems{{Key: "name", Value: name, Reason: err.Error(), Remedy: "write -c name=…", Host: true}}
+		}
+	}
+	return nil
+}
+
+// CheckHost finds what this host lacks to make beds by the driver.
+func CheckHost(ctx context.Context, d provision.Driver) []bed.Problem {
+	problems := d.Check(ctx)
+	if d.Info().NeedsImage {
+		problems = append(problems, bakeTools()...)
+	}
+	return problems
+}
+
+// bakeTools finds the commands that baking and configuring need.
+func bakeTools() []bed.Problem {
+	var problems []bed.Problem
+	for command, pkg := range map[string]string{"mmdebstrap": "mmdebstrap", "ansible-playbook": "ansible", "ssh": "openssh-client"} {
+		if _, err := exec.LookPath(command); err != nil {
+			problems = append(problems, bed.Problem{Reason: "the command " + command + " is missing", Remedy: "apt-get install " + pkg + " (`make tools` does)", Host: true})
+		}
+	}
+	return problems
+}
+
+// Up makes the bed, or brings it to its configuration. What -c set is kept.
+func (w *Workspace) Up(ctx context.Context) (Standing, error) {
+	if _, err := w.Check(ctx); err != nil {
+		return Standing{}, err
+	}
+	unlock, err := w.lock(ctx, "up")
+	if err != nil {
+		return Standing{}, err
+	}
+	defer unlock()
+	if err := w.writeConfig(w.configFile()); err != nil {
+		return Standing{}, err
+	}
+	s, err := w.open(ctx)
+	if err != nil {
+		return Standing{}, err
+	}
+	defer s.close()
+	result, err := s.stack.Up(ctx, optup.Refresh(), optup.EventStreams(s.events), optup.Color("never"), optup.SuppressOutputs(), optup.ShowSecrets(false))
+	if err != nil {
+		return Standing{}, s.explain(ctx, "up", err)
+	}
+	standing, err := standing(result.Outputs)
+	standing.Changes = s.changes(result.Summary.ResourceChanges)
+	return standing, errors.Join(err, w.keepKey(standing))
+}
+
+// Preview tells what Up would do, by kind of change, and does nothing. What -c set holds for this call alone.
+func (w *Workspace) Preview(ctx context.Context) (map[string]int, error) {
+	if _, err := w.Check(ctx); err != nil {
+		return nil, err
+	}
+	unlock, err := w.lock(ctx, "preview")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	fresh := !exists(w.configFile())
+	if fresh {
+		if err := w.writeConfig(w.configFile()); err != nil {
+			return nil, err
+		}
+	}
+	s, err := w.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	once := filepath.Join(w.stackDir(), "Pulumi."+w.Stack+".yaml") // beside the kept one, whose salt it needs
+	if err := w.writeConfig(once); err != nil {
+		return nil, err
+	}
+	defer os.Remove(once)
+	result, err := s.stack.Preview(ctx, optpreview.ConfigFile(once), optpreview.EventStreams(s.events), optpreview.Color("never"))
+	if fresh {
+		err = errors.Join(err, w.discard(context.WithoutCancel(ctx), s))
+	}
+	if err != nil {
+		return nil, s.explain(ctx, "preview", err)
+	}
+	changes := map[string]int{}
+	for kind, n := range result.ChangeSummary {
+		changes[string(kind)] = n
+	}
+	return changes, nil
+}
+
+// Refresh looks at the machines and records what it finds. The result counts what differs from what was recorded.
+func (w *Workspace) Refresh(ctx context.Context) (map[string]int, error) {
+	s, unlock, err := w.openExisting(ctx, "refresh")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	defer s.close()
+	result, err := s.stack.Refresh(ctx, optrefresh.EventStreams(s.events), optrefresh.Color("never"))
+	if err != nil {
+		return nil, s.explain(ctx, "refresh", err)
+	}
+	return s.changes(result.Summary.ResourceChanges), nil
+}
+
+// Destroy removes the bed: first by the engine, which knows what it made, then by the owner's mark, which finds what the engine
+// was killed over. It ends with nothing left of the stack here or on the host; the images stay.
+func (w *Workspace) Destroy(ctx context.Context) error {
+	spec, err := w.Spec()
+	if err != nil {
+		return err
+	}
+	unlock, err := w.lock(ctx, "destroy")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if exists(w.configFile()) {
+		s, err := w.open(ctx)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		if _, err := s.stack.Destroy(ctx, optdestroy.EventStreams(s.events), optdestroy.Color("never")); err != nil {
+			return s.explain(ctx, "destroy", err)
+		}
+		if err := w.discard(ctx, s); err != nil {
+			return err
+		}
+	}
+	d, err := drivers.Open(spec.Driver, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
+	if err != nil {
+		return err
+	}
+	var foreign *provision.ForeignError
+	if err := provider.Clear(ctx, d, provision.Owner{Bed: spec.Name, State: w.StateURL()}); errors.As(err, &foreign) {
+		progress.Note(ctx, "the bed %s on this host belongs to %s and was left alone", spec.Name, foreign.Have.State)
+	} else if err != nil {
+		return fmt.Errorf("remove what is left of bed %s: %w", spec.Name, err)
+	}
+	return w.forget()
+}
+
+// discard removes the stack, its history included, from the state.
+func (w *Workspace) discard(ctx context.Context, s *session) error {
+	if err := s.stack.Workspace().RemoveStack(ctx, w.Stack); err != nil {
+		return fmt.Errorf("remove stack %s from the state %s: %w", w.Stack, w.StateURL(), err)
+	}
+	return os.RemoveAll(w.configFile())
+}
+
+// Standing reads the bed from the state, as the last up left it.
+func (w *Workspace) Standing(ctx context.Context) (Standing, error) {
+	if !exists(w.configFile()) {
+		return Standing{}, w.noBed()
+	}
+	s, err := w.openSession(ctx)
+	if err != nil {
+		return Standing{}, err
+	}
+	outputs, err := s.stack.Outputs(ctx)
+	if err != nil {
+		return Standing{}, s.explain(ctx, "read", err)
+	}
+	if _, ok := outputs["inventory"]; !ok {
+		return Standing{}, w.noBed()
+	}
+	standing, err := standing(outputs)
+	return standing, errors.Join(err, w.keepKey(standing))
+}
+
+func (w *Workspace) noBed() error {
+	return fmt.Errorf("%w", bed.Problems{{Key: "stack", Value: w.Stack, Reason: ErrNoBed.Error(), Remedy: "`bed up -s " + w.Stack + "` makes it", Host: true}})
+}
+
+func standing(outputs auto.OutputMap) (Standing, error) {
+	var s Standing
+	text, _ := outputs["inventory"].Value.(string)
+	if err := json.Unmarshal([]byte(text), &s.Inventory); err != nil {
+		return s, fmt.Errorf("the state's output inventory: %w", err)
+	}
+	key, _ := outputs["privateKey"].Value.(string)
+	s.PrivateKey = []byte(key)
+	return s, nil
+}
+
+// KeyFile is the private key of the bed's user, for ssh.
+func (w *Workspace) KeyFile() string { return w.stackDir("id_ed25519") }
+
+func (w *Workspace) keepKey(s Standing) error {
+	if len(s.PrivateKey) == 0 {
+		return nil
+	}
+	return writeFile(w.KeyFile(), s.PrivateKey)
+}
+
+func (w *Workspace) openExisting(ctx context.Context, command string) (*session, func(), error) {
+	if !exists(w.configFile()) {
+		return nil, nil, w.noBed()
+	}
+	unlock, err := w.lock(ctx, command)
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := w.open(ctx)
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return s, unlock, nil
+}
+
+// session is the stack opened in the engine.
+type session struct {
+	w      *Workspace
+	stack  auto.Stack
+	events chan events.EngineEvent
+	errors []string
+	done   chan struct{}
+	stop   func()
+}
+
+// open prepares the folder, opens the stack and begins to show progress.
+func (w *Workspace) open(ctx context.Context) (*session, error) {
+	if err := w.prepare(); err != nil {
+		return nil, err
+	}
+	s, err := w.openSession(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.stop = follow(w.stackDir("events.ndjson"), progress.SinkOf(ctx))
+	go s.listen()
+	return s, nil
+}
+
+func (w *Workspace) openSession(ctx context.Context) (*session, error) {
+	env, err := w.environment()
+	if err != nil {
+		return nil, err
+	}
+	cli, err := findCLI()
+	if err != nil {
+		return nil, err
+	}
+	stack, err := auto.UpsertStackInlineSource(ctx, w.Stack, stacks.Namespace, stacks.ProgramIn(w.StateURL()),
+		auto.WorkDir(w.Root), auto.EnvVars(env), auto.Pulumi(cli))
+	s := &session{w: w, stack: stack, events: make(chan events.EngineEvent, 64), done: make(chan struct{}), stop: func() {}}
+	if err != nil {
+		return nil, s.explain(ctx, "open", err)
+	}
+	return s, nil
+}
+
+func (s *session) close() { s.stop(); _ = os.RemoveAll(s.w.tmp()) }
+
+// findCLI takes the Pulumi CLI beside this command, as `make tools` builds it, or else one that is installed and new enough.
+func findCLI() (auto.PulumiCommand, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	options := &auto.PulumiCommandOptions{Version: semver.MustParse(PulumiVersion)}
+	if bin := filepath.Dir(self); exists(filepath.Join(bin, "pulumi")) && filepath.Base(bin) == "bin" {
+		options.Root = filepath.Dir(bin)
+	}
+	cli, err := auto.NewPulumiCommand(options)
+	if err != nil {
+		return nil, bed.Problems{{Reason: "no Pulumi CLI of version " + PulumiVersion + " or newer: " + err.Error(), Remedy: "`make tools` builds one", Host: true}}
+	}
+	return cli, nil
+}
+
+// listen collects the engine's error messages.
+func (s *session) listen() {
+	defer close(s.done)
+	for e := range s.events {
+		if d := e.DiagnosticEvent; d != nil && d.Severity == "error" {
+			if text := strings.TrimSpace(colours.ReplaceAllString(d.Message, "")); text != "" {
+				s.errors = append(s.errors, text)
+			}
+		}
+	}
+}
+
+var colours = regexp.MustCompile(`<\{%[^%]*%\}>`)
+
+// explain turns the engine's error into what a person can act on.
+func (s *session) explain(ctx context.Context, what string, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s of %s was interrupted: %w; `bed up -s %s` finishes the bed, `bed destroy -s %s` removes it", what, s.w.Stack, context.Cause(ctx), s.w.Stack, s.w.Stack)
+	}
+	if s.stack.Name() != "" && what != "read" {
+		select { // the engine closes its stream at the end
+		case <-s.done:
+		case <-time.After(2 * time.Second):
+		}
+	}
+	if s.stack.Name() == "" || len(s.errors) == 0 {
+		text := err.Error()
+		if strings.Contains(text, "incorrect passphrase") {
+			return bed.Problems{{
+				Key: "passphrase", Reason: "the passphrase does not open the state of " + s.w.Stack,
+				Remedy: "set PULUMI_CONFIG_PASSPHRASE (or PULUMI_CONFIG_PASSPHRASE_FILE) to the one it was made with, or unset both if it was made with .bed/passphrase", Host: true,
+			}}
+		}
+		return fmt.Errorf("%s of stack %s: %w", what, s.w.Stack, err)
+	}
+	return fmt.Errorf("%s of stack %s failed:\n%s", what, s.w.Stack, strings.Join(s.errors, "\n"))
+}
+
+func (s *session) changes(summary *map[string]int) map[string]int {
+	if summary == nil {
+		return map[string]int{}
+	}
+	return *summary
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

@@ -1,0 +1,48 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
+)
+
+// Machine is how a node is now.
+type Machine struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // running, stopped, broken, missing, unreachable
+	Detail string `json:"detail,omitempty"`
+}
+
+// Machines asks the driver and each running node, side by side, in the order of the inventory. It records nothing.
+func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error) {
+	d, err := drivers.Open(s.Inventory.Driver, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
+	if err != nil {
+		return nil, err
+	}
+	found := make([]Machine, len(s.Inventory.Nodes))
+	err = remote.Each(ctx, s.Inventory.Nodes, max(d.Info().Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
+		st, err := d.Read(ctx, n.Name)
+		switch {
+		case errors.Is(err, provision.ErrNotFound):
+			found[i] = Machine{Name: n.Name, State: "missing"}
+			return nil
+		case err != nil:
+			return err
+		}
+		found[i] = Machine{Name: n.Name, State: string(st.State), Detail: st.Detail}
+		if st.State == provision.Running && d.Info().SSH {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			if err := remote.Answers(ctx, remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, HostKey: n.HostKey}); err != nil {
+				found[i].State, found[i].Detail = "unreachable", err.Error()
+			}
+		}
+		return nil
+	})
+	return found, err
+}

@@ -1,0 +1,128 @@
+// Package stacks says what a bed is made of, as Pulumi.
+package stacks
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
+)
+
+// Namespace of the configuration keys.
+const Namespace = "bedfellow"
+
+// Known is what this build offers to a configuration.
+func Known() bed.Known {
+	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm"}, Kubernetes: []string{"none"}}
+	for _, d := range images.Definitions() {
+		known.Images = append(known.Images, d.Name)
+	}
+	return known
+}
+
+// Program is the Pulumi program of every stack: it reads the stack's configuration, checks it, and makes the bed.
+func Program(ctx *pulumi.Context) error {
+	state, err := stateURL()
+	if err != nil {
+		return err
+	}
+	return ProgramIn(state)(ctx)
+}
+
+// ProgramIn is Program for a state whose URL is known.
+func ProgramIn(state string) pulumi.RunFunc {
+	return func(ctx *pulumi.Context) error { return program(ctx, state) }
+}
+
+func program(ctx *pulumi.Context, state string) error {
+	values, err := configuredValues(ctx)
+	if err != nil {
+		return err
+	}
+	spec, problems := bed.Parse(ctx.Stack(), values, Known())
+	if err := problems.Err(); err != nil {
+		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
+	}
+	d, err := drivers.Open(spec.Driver, drivers.Settings{})
+	if err != nil {
+		return err
+	}
+	b, err := NewBed(ctx, spec.Name, Args(spec, d.Info(), state))
+	if err != nil {
+		return err
+	}
+	ctx.Export("inventory", b.Inventory)
+	ctx.Export("privateKey", b.PrivateKey)
+	return nil
+}
+
+// Args asks for what the spec says, on machines of such a driver.
+func Args(s bed.Spec, d provision.Info, state string) BedArgs {
+	args := BedArgs{
+		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
+		State: state, On: Machines{NeedImage: d.NeedsImage, SSH: d.SSH, SharedKernel: d.SharedKernel},
+	}
+	if s.TTL > 0 {
+		args.TTL = s.TTL.String()
+	}
+	for _, n := range s.Nodes() {
+		args.Nodes = append(args.Nodes, BedNode{
+			Name: n.Name, Index: n.Index, Role: string(n.Role), CPUs: n.CPUs, MemoryMiB: int(n.Memory / bed.MiB), DiskMiB: int(n.Disk / bed.MiB),
+		})
+	}
+	return args
+}
+
+// configuredValues are all of the stack's values in our namespace. A program that the CLI starts gets them in its environment,
+// unknown keys included; one that runs inside `bed`, which has refused those already, can only ask for keys it knows.
+func configuredValues(ctx *pulumi.Context) (map[string]string, error) {
+	values, all := map[string]string{}, map[string]string{}
+	if env := os.Getenv(pulumi.EnvConfig); env != "" {
+		if err := json.Unmarshal([]byte(env), &all); err != nil {
+			return nil, fmt.Errorf("read the stack's configuration from %s: %w", pulumi.EnvConfig, err)
+		}
+	}
+	for key, value := range all {
+		if name, ok := strings.CutPrefix(key, Namespace+":"); ok {
+			values[name] = value
+		}
+	}
+	for _, name := range bed.Keys() {
+		if value, ok := ctx.GetConfig(Namespace + ":" + name); ok {
+			values[name] = value
+		}
+	}
+	return values, nil
+}
+
+// stateURL finds where Pulumi keeps this state, as the CLI does: the environment first, then the backend last logged in to.
+func stateURL() (string, error) {
+	if url := os.Getenv("PULUMI_BACKEND_URL"); url != "" {
+		return url, nil
+	}
+	home := os.Getenv("PULUMI_HOME")
+	if home == "" {
+		user, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("find Pulumi's state: %w; set PULUMI_BACKEND_URL", err)
+		}
+		home = filepath.Join(user, ".pulumi")
+	}
+	data, err := os.ReadFile(filepath.Join(home, "credentials.json"))
+	if err != nil {
+		return "", fmt.Errorf("find Pulumi's state: %w; set PULUMI_BACKEND_URL or run `pulumi login`", err)
+	}
+	var credentials struct{ Current string }
+	if err := json.Unmarshal(data, &credentials); err != nil || credentials.Current == "" {
+		return "", fmt.Errorf("find Pulumi's state: %s names no current backend; set PULUMI_BACKEND_URL or run `pulumi login`", filepath.Join(home, "credentials.json"))
+	}
+	return credentials.Current, nil
+}

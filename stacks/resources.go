@@ -1,0 +1,33 @@
+package stacks
+
+import (
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+)
+
+// The four resources as a Pulumi program sees them. Their inputs are those of package provider, which the engine checks against
+// the schema.
+
+type image struct {
+	pulumi.CustomResourceState
+	Digest pulumi.StringOutput `pulumi:"digest"`
+	Tree   pulumi.StringOutput `pulumi:"tree"`
+}
+
+type keys struct {
+	pulumi.CustomResourceState
+	BedID          pulumi.StringOutput    `pulumi:"bedId"`
+	UserPrivateKey pulumi.StringOutput    `pulumi:"userPrivateKey"`
+	UserPublicKey  pulumi.StringOutput    `pulumi:"userPublicKey"`
+	HostKeys       pulumi.StringMapOutput `pulumi:"hostKeys"`
+	HostPublicKeys pulumi.StringMapOutput `pulumi:"hostPublicKeys"`
+	MungeKey       pulumi.StringOutput    `pulumi:"mungeKey"`
+}
+
+type pool struct {
+	pulumi.CustomResourceState
+	Machines pulumi.ArrayOutput `pulumi:"machines"`
+}
+
+type configuration struct {
+	pulumi.CustomResourceState
+}
