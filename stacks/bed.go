@@ -106,7 +106,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	if args.On.SSH {
 		c := &configuration{}
 		inputs := pulumi.Map{
-			"inventory": inventory.ApplyT(inventoryMap), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey, "slow": pulumi.Bool(args.Slow),
+			"inventory": inventory.ApplyT(func(v any) map[string]any { return inventoryMap(v.(bed.Inventory)) }), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey, "slow": pulumi.Bool(args.Slow),
 		}
 		if err := ctx.RegisterResource("bedfellow:index:Configuration", name+"-configuration", inputs, c, child); err != nil {
 			return nil, err

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
@@ -22,7 +22,8 @@ type app struct {
 	stack    string
 	output   string
 	settings []string
-	terminal *progress.Terminal
+	// endProgress leaves the screen to what is printed next.
+	endProgress func()
 }
 
 func (a *app) command() *cobra.Command {
@@ -76,27 +77,17 @@ func wrapArgs(c *cobra.Command) {
 
 // sink shows progress: live on a terminal, as lines elsewhere, as lines of JSON when JSON is asked for.
 func (a *app) sink() progress.Sink {
-	switch {
-	case a.output == "json":
+	if a.output == "json" {
 		return progress.JSON(os.Stderr)
-	case term.IsTerminal(int(os.Stderr.Fd())) && os.Getenv("TERM") != "dumb":
-		a.terminal = progress.NewTerminal(os.Stderr, func() int {
-			width, _, err := term.GetSize(int(os.Stderr.Fd()))
-			if err != nil {
-				return 80
-			}
-			return width
-		})
-		return a.terminal.Sink
-	default:
-		return progress.Lines(os.Stderr)
 	}
+	sink, done := progress.Display(os.Stderr)
+	a.endProgress = sync.OnceFunc(done)
+	return sink
 }
 
 func (a *app) close() {
-	if a.terminal != nil {
-		a.terminal.Close()
-		a.terminal = nil
+	if a.endProgress != nil {
+		a.endProgress()
 	}
 }
 

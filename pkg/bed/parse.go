@@ -106,14 +106,14 @@ func (p *parser) oneOf(key, fallback string, known []string) string {
 }
 
 func suggestion(key, v string, known []string) string {
-	if n := nearest(v, known); n != "" {
+	if n := Nearest(v, known); n != "" {
 		return fmt.Sprintf("did you mean %s? write -c %s=%s", n, key, n)
 	}
 	return fmt.Sprintf("choose one of them with -c %s=…", key)
 }
 
-// nearest is the known word most like v, empty when none is like it.
-func nearest(v string, known []string) string {
+// Nearest is the known word most like v, empty when none is like it.
+func Nearest(v string, known []string) string {
 	best, bestScore := "", 0.55
 	for _, k := range known {
 		if score := levenshtein.Match(strings.ToLower(v), strings.ToLower(k), nil); score > bestScore {
@@ -129,7 +129,7 @@ func (p *parser) unknownKeys() {
 			continue
 		}
 		remedy := "the keys are " + strings.Join(Keys(), ", ")
-		if n := nearest(key, Keys()); n != "" {
+		if n := Nearest(key, Keys()); n != "" {
 			remedy = "did you mean " + n + "?"
 		}
 		p.problem(key, value, "is not a configuration key", remedy)

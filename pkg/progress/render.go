@@ -4,11 +4,29 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
+
+// Display returns the sink that suits f: live on a terminal, lines elsewhere; and the function that ends it.
+func Display(f *os.File) (Sink, func()) {
+	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
+		return Lines(f), func() {}
+	}
+	t := NewTerminal(f, func() int {
+		width, _, err := term.GetSize(int(f.Fd()))
+		if err != nil {
+			return 80
+		}
+		return width
+	})
+	return t.Sink, t.Close
+}
 
 // quiet is how long Lines is silent about a step that goes on.
 const quiet = 10 * time.Second

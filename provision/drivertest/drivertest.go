@@ -217,9 +217,11 @@ func testDeath(t *testing.T, f *fixture) {
 	first, err := f.d.Create(f.ctx, m)
 	require.NoError(t, err)
 	f.Kill(t, m.Name)
-	dead, err := f.d.Read(f.ctx, m.Name)
-	require.NoError(t, err)
-	assert.NotEqual(t, provision.Running, dead.State)
+	var dead provision.Status
+	require.Eventually(t, func() bool {
+		dead, err = f.d.Read(f.ctx, m.Name)
+		return err == nil && dead.State != provision.Running
+	}, 10*time.Second, 50*time.Millisecond, "a death is seen")
 	assert.NotEmpty(t, dead.Detail)
 	st, err := f.d.Create(f.ctx, m)
 	require.NoError(t, err)

@@ -26,8 +26,8 @@ const (
 	poolOfSubnet = "10.128.0.0/9"
 )
 
-// short is a name for the bed that fits into the 15 characters of a network device.
-func short(bedName string) string {
+// Link is the host's end of the bed's network: a name that fits into the 15 characters of a network device.
+func Link(bedName string) string {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(bedName))
 	return fmt.Sprintf("bf%08x", h.Sum32())
@@ -92,7 +92,7 @@ func hostPrefixes(ctx context.Context) ([]netip.Prefix, error) {
 
 // makeBedNetwork makes the bed's bridge and its link to the host, or mends what is half there.
 func makeBedNetwork(ctx context.Context, r bedRecord) error {
-	ns, link := bedNS(r.Owner.Bed), short(r.Owner.Bed)
+	ns, link := bedNS(r.Owner.Bed), Link(r.Owner.Bed)
 	if _, err := run(ctx, "ip", "-n", ns, "link", "show", "up", "br0"); err == nil {
 		if _, err := run(ctx, "ip", "link", "show", "up", link); err == nil {
 			return nil
@@ -130,7 +130,7 @@ func inNS(ctx context.Context, ns string, lines ...string) error {
 func removeBedNetwork(ctx context.Context, bedName string) error {
 	var errs []error
 	closeRoute(ctx, bedName)
-	link := short(bedName)
+	link := Link(bedName)
 	if _, err := os.Stat(filepath.Join("/sys/class/net", link)); err == nil {
 		_, err := run(ctx, "ip", "link", "del", link)
 		errs = append(errs, err)
@@ -180,7 +180,7 @@ func makeNodeNetwork(ctx context.Context, r bedRecord, node string, index int) e
 
 // openRoute lets the bed's nodes out through the host, by a table of nftables' that is the bed's own.
 func openRoute(ctx context.Context, r bedRecord) error {
-	table := "bedfellow_" + short(r.Owner.Bed)
+	table := "bedfellow_" + Link(r.Owner.Bed)
 	_, err := run(ctx, "nft", fmt.Sprintf(
 		"add table ip %[1]s; add chain ip %[1]s post { type nat hook postrouting priority srcnat; }; add rule ip %[1]s post ip saddr %[2]s ip daddr != %[2]s masquerade",
 		table, r.Subnet))
@@ -188,7 +188,7 @@ func openRoute(ctx context.Context, r bedRecord) error {
 }
 
 func closeRoute(ctx context.Context, bedName string) {
-	_, _ = run(ctx, "nft", "delete table ip bedfellow_"+short(bedName)) // mostly there is none, or no nft
+	_, _ = run(ctx, "nft", "delete table ip bedfellow_"+Link(bedName)) // mostly there is none, or no nft
 }
 
 // canRoute says what keeps the host from letting a bed out. The host's own settings are its administrator's to change.

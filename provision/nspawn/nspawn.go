@@ -76,6 +76,7 @@ func (d *Driver) Check(context.Context) []bed.Problem {
 	}
 	add(missing("systemd-nspawn", "systemd-container"))
 	add(missing("ip", "iproute2"))
+	add(missing("nsenter", "util-linux"))
 	if filesystems, err := os.ReadFile("/proc/filesystems"); err == nil && !bytes.Contains(filesystems, []byte("\toverlay\n")) {
 		add("the kernel has no overlay file system", "load it: modprobe overlay")
 	}
@@ -252,9 +253,11 @@ func (d *Driver) start(ctx context.Context, b bedRecord, n *nodeRecord, m provis
 		return err
 	}
 	argv, err := d.groups.launch(bedName, m.Name, limits{cpus: m.CPUs, pinned: formatCPUs(n.HostCPUs), memory: m.Memory}, []string{
+		// Started inside the node's network namespace, not given its path: with that option the node's /sys shows the host's
+		// devices, and MPI libraries choose their network by what is there.
+		"nsenter", "--net=" + filepath.Join(netnsDir, nodeNS(m.Name)),
 		"systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--directory=" + root, "--machine=" + m.Name,
-		"--network-namespace-path=" + filepath.Join(netnsDir, nodeNS(m.Name)), "--capability=CAP_NET_ADMIN",
-		"--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
+		"--capability=CAP_NET_ADMIN", "--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
 	})
 	if err != nil {
 		return err

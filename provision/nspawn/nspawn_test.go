@@ -4,20 +4,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sort"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivertest"
 	"github.com/bedfellow/bedfellow/provision/nspawn"
 )
 
 func TestConformance(t *testing.T) {
-	image, digest := "/tmp/w/tree", "x"
+	if os.Geteuid() != 0 {
+		hosttest.Lacks(t, "root")
+	}
+	image, digest := bakedImage(t)
 	root := filepath.Join(t.TempDir(), "beds")
 	open := func(*testing.T) provision.Driver { return nspawn.New(root) }
 	for name, kill := range map[string]func(*testing.T, string){"supervisor": killSupervisor, "init": killInit} {
@@ -30,6 +35,15 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// bakedImage bakes the image of the quickstart, or finds it in the host's store.
+func bakedImage(t *testing.T) (tree, digest string) {
+	store, err := images.Open("")
+	require.NoError(t, err)
+	img, err := store.Build(t.Context(), images.Request{Definition: "debian-12"})
+	require.NoError(t, err)
+	return img.Tree, img.Digest
+}
+
 // census lists what the driver makes on a host, by asking the host.
 func census(t *testing.T, root string) []string {
 	var found []string
@@ -40,14 +54,19 @@ func census(t *testing.T, root string) []string {
 			}
 		}
 	}
-	for what, pattern := range map[string]string{
-		"namespace": "/run/netns/*", "cgroup": "/sys/fs/cgroup/*/bedfellow*/*", "cgroup v2": "/sys/fs/cgroup/bedfellow*/*",
-		"device": "/sys/class/net/bf*", "nspawn": "/run/systemd/nspawn/*/*", "bed": root + "*",
-	} {
+	patterns := map[string]string{
+		"namespace": "/run/netns/*conformance*", "cgroup": "/sys/fs/cgroup/*/bedfellow*/*conformance*", "cgroup v2": "/sys/fs/cgroup/bedfellow*/*conformance*",
+		"device": "/sys/class/net/" + nspawn.Link("conformance"), "nspawn": "/run/systemd/nspawn/*/*conformance*", "bed": root + "*",
+	}
+	if beds, _ := os.ReadDir(nspawn.DefaultRoot); len(beds) == 0 { // the locks do not say whose they are
+		patterns["lock"] = "/run/systemd/nspawn/locks/*"
+	}
+	for what, pattern := range patterns {
 		paths, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		add(what, paths...)
 	}
+	sort.Strings(found)
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	require.NoError(t, err)
 	for _, line := range strings.Split(string(mounts), "\n") {
@@ -85,5 +104,4 @@ func kill(t *testing.T, pid string) {
 		time.Sleep(10 * time.Millisecond) // a poll: a killed process needs a moment
 	}
 	require.Fail(t, "process "+pid+" does not die")
-	_ = syscall.SIGKILL
 }

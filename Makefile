@@ -1,0 +1,35 @@
+# `make quickstart` and `make test` are all a new user needs; README says what the others are for.
+PULUMI_VERSION := 3.259.0
+STACK ?= lima-ci
+# No C compiler is needed.
+export CGO_ENABLED := 0
+
+.PHONY: tools quickstart test e2e lint destroy schema
+
+tools:
+	@go run ./hack/prepare -pulumi $(PULUMI_VERSION)
+
+quickstart:
+	@go run ./hack/prepare -pulumi $(PULUMI_VERSION) -image debian-12
+	@bin/bed up -s quickstart
+	@bin/bed run lammps -s quickstart -n 5
+	@bin/bed report -s quickstart -o report.html
+
+test: tools
+	go test -timeout 20m $$(go list ./... | grep -v /e2e)
+	go test -timeout 30m -v ./e2e
+
+e2e: tools
+	go test -timeout 60m -v ./e2e -args -stack $(STACK)
+
+lint:
+	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
+	go vet ./...
+	cd playbooks && ansible-lint --offline --profile production
+
+# Writes the provider's schema; a test says when it is stale.
+schema: tools
+	bin/pulumi package get-schema bin/pulumi-resource-bedfellow > cmd/pulumi-resource-bedfellow/schema.json
+
+destroy:
+	@bin/bed destroy -s quickstart

@@ -1,0 +1,210 @@
+// Command prepare gets a host ready for bedfellow: distribution packages, the commands in bin/, and an image if one is named. What
+// can go side by side does. The Makefile runs it.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+)
+
+// packages are the commands needed beside Go, git and make, with the Debian packages they come from.
+var packages = []struct{ command, pkg string }{
+	{"mmdebstrap", "mmdebstrap"},
+	{"systemd-nspawn", "systemd-container"},
+	{"ansible-playbook", "ansible"},
+	{"ssh", "openssh-client"},
+	{"ip", "iproute2"},
+}
+
+func main() {
+	image := flag.String("image", "", "image to bake, such as debian-12; none by default")
+	pulumi := flag.String("pulumi", "", "the Pulumi version to want")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *image, *pulumi); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, image, pulumi string) error {
+	lacking := lacking()
+	if len(lacking) > 0 {
+		if err := mayInstall(lacking); err != nil {
+			return err
+		}
+	}
+	sink, done := progress.Display(os.Stderr)
+	defer done()
+	ctx, cancel := context.WithCancel(progress.With(ctx, sink))
+	defer cancel()
+
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error
+	begin := func(task func() error) {
+		wg.Go(func() {
+			if err := task(); err != nil {
+				mu.Lock()
+				if ctx.Err() == nil || len(errs) == 0 { // what follows from the first failure says nothing new
+					errs = append(errs, err)
+				}
+				mu.Unlock()
+				cancel()
+			}
+		})
+	}
+	begin(func() error {
+		if err := install(ctx, lacking); err != nil || image == "" {
+			return err
+		}
+		store, err := images.Open("")
+		if err != nil {
+			return err
+		}
+		_, err = store.Build(ctx, images.Request{Definition: image})
+		return err
+	})
+	begin(func() error {
+		if err := command(ctx, "build bin/bed and the provider", nil, "go", "build", "-o", "bin/", "./cmd/..."); err != nil {
+			return err
+		}
+		if have := installed(ctx); newEnough(have, pulumi) {
+			progress.Note(ctx, "Pulumi %s is installed", have)
+			return nil
+		}
+		stamp := "-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=" + pulumi
+		return command(ctx, "build bin/pulumi "+pulumi, nil, "go", "build", "-ldflags", stamp, "-o", "bin/pulumi", "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi")
+	})
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// lacking lists the packages whose commands are not there.
+func lacking() []string {
+	var missing []string
+	for _, p := range packages {
+		if _, err := exec.LookPath(p.command); err != nil {
+			missing = append(missing, p.pkg)
+		}
+	}
+	return missing
+}
+
+// mayInstall asks, unless CI=true or YES=1 answers. Only Debian's packages are known to us.
+func mayInstall(missing []string) error {
+	list := strings.Join(missing, " ")
+	release, _ := os.ReadFile("/etc/os-release")
+	if !regexp.MustCompile(`(?m)^ID=debian$`).Match(release) {
+		return fmt.Errorf("these packages (by their Debian names) are missing: %s. This is not Debian: install them your distribution's way, then run this again", list)
+	}
+	fmt.Fprintf(os.Stderr, "To be installed with apt-get: %s\n", list)
+	if os.Getenv("CI") == "true" || os.Getenv("YES") == "1" {
+		return nil
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return errors.New("nobody to ask: set YES=1 to go ahead, or install them yourself")
+	}
+	fmt.Fprint(os.Stderr, "Go ahead? [y/N] ")
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		return errors.New("nothing was installed")
+	}
+	return nil
+}
+
+func install(ctx context.Context, missing []string) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("installing packages needs root: run `sudo apt-get install %s`, or this as root", strings.Join(missing, " "))
+	}
+	env := []string{"DEBIAN_FRONTEND=noninteractive"}
+	if err := command(ctx, "apt-get update", env, "apt-get", "update"); err != nil {
+		return err
+	}
+	return command(ctx, "apt-get install", env, "apt-get", append([]string{"install", "-y", "--no-install-recommends"}, missing...)...)
+}
+
+// command runs a command as a step that shows the newest line of its output.
+func command(ctx context.Context, name string, env []string, argv0 string, args ...string) error {
+	step := progress.Start(ctx, "%s", name)
+	cmd := exec.CommandContext(ctx, argv0, args...)
+	cmd.Env = append(os.Environ(), env...)
+	out := &newest{step: step}
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		err = fmt.Errorf("`%s %s`: %w\n%s", argv0, strings.Join(args, " "), err, out.tail())
+		step.EndWith("", err)
+		return err
+	}
+	return step.End(nil)
+}
+
+// newest keeps the end of a command's output and reports each line.
+type newest struct {
+	step *progress.Step
+	buf  bytes.Buffer
+}
+
+func (n *newest) Write(p []byte) (int, error) {
+	n.buf.Write(p)
+	if lines := strings.Split(strings.TrimSpace(string(p)), "\n"); lines[len(lines)-1] != "" {
+		n.step.Update("%s", lines[len(lines)-1])
+	}
+	return len(p), nil
+}
+
+func (n *newest) tail() string {
+	lines := strings.Split(strings.TrimSpace(n.buf.String()), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
+
+// installed is the version of the Pulumi on PATH, other than the one we build.
+func installed(ctx context.Context) string {
+	path, err := exec.LookPath("pulumi")
+	if err != nil {
+		return ""
+	}
+	if own, err := filepath.Abs("bin/pulumi"); err == nil && own == path {
+		return ""
+	}
+	out, _ := exec.CommandContext(ctx, path, "version").Output()
+	return strings.TrimPrefix(strings.TrimSpace(string(out)), "v")
+}
+
+// newEnough compares versions such as 3.259.0.
+func newEnough(have, want string) bool {
+	if have == "" {
+		return false
+	}
+	h, w := strings.SplitN(have, ".", 3), strings.SplitN(want, ".", 3)
+	for i := range min(len(h), len(w)) {
+		a, _ := strconv.Atoi(strings.SplitN(h[i], "-", 2)[0])
+		b, _ := strconv.Atoi(w[i])
+		if a != b {
+			return a > b
+		}
+	}
+	return true
+}

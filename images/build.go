@@ -1,0 +1,265 @@
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bedfellow/bedfellow/pkg/progress"
+)
+
+// Errors a caller may want to tell apart. What they wrap says more.
+var (
+	ErrNotRoot   = errors.New("images are baked by root")
+	ErrMissing   = errors.New("tools are missing")
+	ErrNoSpace   = errors.New("no space left")
+	ErrNoArchive = errors.New("the package archive does not answer")
+)
+
+// needBytes is what a bake may take at its peak, artifacts and their compilers included.
+const needBytes = 3 << 30
+
+// tools are the programs a bake runs, each with the package that has it.
+var tools = []struct{ program, pkg string }{
+	{"mmdebstrap", "mmdebstrap"}, {"ansible-playbook", "ansible"}, {"unshare", "util-linux"}, {"mount", "mount"}, {"chroot", "coreutils"},
+}
+
+// bakery is one bake under way.
+type bakery struct {
+	store *Store
+	def   Definition
+	roles []string
+	dir   string    // of the bake; becomes the image
+	lock  *lockFile // held by everything the bake starts
+	step  *progress.Step
+	m     Manifest
+}
+
+// Build returns the image of a request and bakes it when there is none yet. Of two who ask for the same at once one bakes and
+// the other waits for it. It must be run by root. When it fails or is killed, nothing of the bake is left but the packages
+// and artifacts that were whole; what a kill leaves on disk goes with the next Build or Sweep.
+func (s *Store) Build(ctx context.Context, req Request) (Image, error) {
+	if img, ok, err := s.Get(ctx, req); ok || err != nil {
+		return img, err
+	}
+	def, roles, err := req.resolve()
+	if err != nil {
+		return Image{}, err
+	}
+	key, inputs, err := imageKey(def, roles)
+	if err != nil {
+		return Image{}, err
+	}
+	step := progress.Start(ctx, "bake %s", def.Name)
+	img, err := s.build(ctx, step, &bakery{store: s, def: def, roles: roles, dir: s.bakeDir(key), step: step, m: Manifest{
+		Format: 1, Key: key, Definition: def, Roles: roles, Inputs: inputs, Timings: map[string]float64{},
+	}})
+	if err != nil {
+		err = fmt.Errorf("baking %s with %s: %w", def.Name, strings.Join(roles, ", "), err)
+	}
+	step.EndWith(fmt.Sprintf("%d packages, %d MiB", len(img.Manifest.Packages), img.Manifest.Bytes>>20), err)
+	return img, err
+}
+
+func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Image, err error) {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return Image{}, fmt.Errorf("making the image store: %w", notRoot(err))
+	}
+	lock, err := s.lockWith(ctx, b.m.Key, func() { step.Update("waiting for another bake of the same image") })
+	if err != nil {
+		return Image{}, err
+	}
+	defer lock.Close()
+	if img, err := s.load(b.m.Key); err == nil {
+		return img, nil // another made it meanwhile
+	}
+	b.lock = lock
+	if err := s.Sweep(ctx); err != nil {
+		return Image{}, err
+	}
+	if err := removeTree(b.dir); err != nil {
+		return Image{}, err
+	}
+	if err := os.MkdirAll(b.dir, 0o755); err != nil {
+		return Image{}, fmt.Errorf("making the bake's directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(s.explainSpace(err), removeTree(b.dir))
+		}
+	}()
+	if err := s.bake(ctx, b); err != nil {
+		return Image{}, err
+	}
+	if err := b.finish(ctx); err != nil {
+		return Image{}, err
+	}
+	return s.load(b.m.Key)
+}
+
+// finish digests the tree, writes what is known of it and puts the image in its place.
+func (b *bakery) finish(ctx context.Context) error {
+	done := b.stage("digest")
+	entries, err := scan(ctx, filepath.Join(b.dir, "tree"), true)
+	if err != nil {
+		return err
+	}
+	b.m.Digest, b.m.Files, b.m.Bytes = digestTree(entries), len(entries), 0
+	for _, e := range entries {
+		b.m.Bytes += e.Size
+	}
+	done()
+	b.m.Baked = time.Now().UTC().Truncate(time.Second)
+	data, err := json.MarshalIndent(b.m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeEntries(filepath.Join(b.dir, "files"), entries); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "manifest.json"), append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	keep, err := os.ReadDir(b.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range keep {
+		switch e.Name() {
+		case "tree", "files", "manifest.json":
+		default:
+			if err := removeTree(filepath.Join(b.dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	// The image must be on disk before its name is: a manifest of a tree that a power cut emptied would pass for an image.
+	syncFilesystem(b.dir)
+	// An image that does not load was moved to the same key by hand, or damaged: it makes room.
+	target := filepath.Join(b.store.dir, b.m.Key)
+	if err := removeTree(target); err != nil {
+		return err
+	}
+	if err := os.Rename(b.dir, target); err != nil {
+		return fmt.Errorf("putting the image in its place: %w", err)
+	}
+	return nil
+}
+
+// stage reports a part of the bake and returns what ends it. Parts may overlap.
+func (b *bakery) stage(name string) func() {
+	start := time.Now()
+	b.step.Update("%s", name)
+	return func() {
+		b.lock.mu.Lock()
+		defer b.lock.mu.Unlock()
+		b.m.Timings[name] = time.Since(start).Round(time.Millisecond).Seconds()
+	}
+}
+
+// Sweep removes what killed bakes left. A bake that lives holds its lock, as does everything it started, and is not touched.
+func (s *Store) Sweep(ctx context.Context) error {
+	dirs, err := filepath.Glob(filepath.Join(s.dir, "bake", "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		lock, err := s.tryLock(filepath.Base(dir))
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = removeTree(dir)
+		lock.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) bakeDir(key string) string { return filepath.Join(s.dir, "bake", key) }
+
+// preflight says what is missing before anything is begun.
+func (s *Store) preflight() error {
+	var missing, pkgs []string
+	for _, t := range tools {
+		if _, err := exec.LookPath(t.program); err != nil {
+			missing, pkgs = append(missing, t.program), append(pkgs, t.pkg)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: %s; install them: apt-get install %s", ErrMissing, strings.Join(missing, ", "), strings.Join(pkgs, " "))
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: they need mounts and files of many owners; run the command with sudo", ErrNotRoot)
+	}
+	if free, where := s.free(); free < needBytes {
+		return fmt.Errorf("%w: %s has %d MiB free, a bake needs up to %d MiB; make room there or move the store", ErrNoSpace, where, free>>20, needBytes>>20)
+	}
+	return nil
+}
+
+// free is what is free for root on the store's filesystem, and where that is mounted, as far as df knows.
+func (s *Store) free() (int64, string) {
+	where := s.dir
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(s.dir, &st); err != nil {
+		return needBytes, where
+	}
+	if out, err := exec.Command("df", "--output=target", s.dir).Output(); err == nil {
+		if lines := strings.Fields(string(out)); len(lines) > 0 {
+			where = fmt.Sprintf("the filesystem at %s (which holds %s)", lines[len(lines)-1], s.dir)
+		}
+	}
+	return int64(st.Bfree) * st.Bsize, where
+}
+
+// explainSpace adds to an error of a full filesystem which one it is. Programs tell of it in text only.
+func (s *Store) explainSpace(err error) error {
+	if errors.Is(err, ErrNoSpace) || !errors.Is(err, syscall.ENOSPC) && !strings.Contains(strings.ToLower(err.Error()), "no space left on device") {
+		return err
+	}
+	free, where := s.free()
+	return fmt.Errorf("%w: %s has %d MiB free, a bake needs up to %d MiB; make room there or move the store: %w", ErrNoSpace, where, free>>20, needBytes>>20, err)
+}
+
+func notRoot(err error) error {
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
+		return fmt.Errorf("%w; run the command with sudo: %w", ErrNotRoot, err)
+	}
+	return err
+}
+
+func syncFilesystem(dir string) {
+	if f, err := os.Open(dir); err == nil {
+		_ = unix.Syncfs(int(f.Fd()))
+		f.Close()
+	}
+}
+
+// removeTree removes a tree. A process that is just being killed may still write, so it tries a few times.
+func removeTree(dir string) error {
+	var err error
+	for range 20 {
+		if err = os.RemoveAll(dir); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return fmt.Errorf("removing %s: %w; see what holds it: findmnt -R %s; fuser -vm %s", dir, err, dir, dir)
+}

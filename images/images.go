@@ -1,0 +1,260 @@
+// Package images makes what is on a node's disk: a distribution's base system with roles of ours baked in.
+//
+// An image is kept under the key of its inputs (definition, roles and the role files that go in), so that asking again for
+// the same needs no network, and has a digest of its content. It holds no secret and no identity: no host key, munge key,
+// machine id or random seed. Nothing half-made is ever seen: an image is renamed into its place when it is whole.
+//
+// A store is a directory:
+//
+//	<key>/tree            the root tree
+//	<key>/manifest.json   what is in it and what it was made from
+//	<key>/files           every path of the tree with its digest, for Verify
+//	artifacts/            what roles build, by the key of everything that goes in
+//	packages/             every package that went in, by digest; also the cache of the next bake
+//	bake/                 bakes under way; locks/ tells which of them are alive
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/bedfellow/bedfellow/playbooks"
+)
+
+// DefaultDir is where images are kept unless the caller says otherwise.
+const DefaultDir = "/var/lib/bedfellow/images"
+
+// ErrNotFound says that the store has no such image.
+var ErrNotFound = errors.New("no such image")
+
+// Definition is a distribution an image can be made from.
+type Definition struct {
+	Name         string   // as in bedfellow:image
+	Distribution string   // debian, ubuntu
+	Suite        string   // code name in the archive
+	Components   []string // of the archive
+	Keyring      string   // package with the keys its archive is signed with
+}
+
+// Definitions lists what there is.
+func Definitions() []Definition {
+	return []Definition{
+		{Name: "debian-12", Distribution: "debian", Suite: "bookworm", Components: []string{"main"}, Keyring: "debian-archive-keyring"},
+	}
+}
+
+// Request asks for an image.
+type Request struct {
+	Definition string
+	Roles      []string // of playbooks.Roles, in any order; none is all of them
+}
+
+// resolve checks the request and puts its roles in the order they are baked.
+func (r Request) resolve() (Definition, []string, error) {
+	defs := Definitions()
+	i := slices.IndexFunc(defs, func(d Definition) bool { return d.Name == r.Definition })
+	if i < 0 {
+		names := make([]string, len(defs))
+		for i, d := range defs {
+			names[i] = d.Name
+		}
+		return Definition{}, nil, fmt.Errorf("image %q: no such definition; there are: %s", r.Definition, strings.Join(names, ", "))
+	}
+	all := playbooks.Roles()
+	for _, role := range r.Roles {
+		if !slices.Contains(all, role) {
+			return Definition{}, nil, fmt.Errorf("image %s: no such role %q; there are: %s", r.Definition, role, strings.Join(all, ", "))
+		}
+	}
+	if len(r.Roles) > 0 {
+		all = slices.DeleteFunc(all, func(role string) bool { return !slices.Contains(r.Roles, role) })
+	}
+	return defs[i], all, nil
+}
+
+// Image is one baked image.
+type Image struct {
+	Key        string   // of the inputs
+	Digest     string   // of the content: sha256:…
+	Definition string   //
+	Roles      []string // in the order they were baked
+	Tree       string   // absolute path of the root tree; must not be written to
+	Manifest   Manifest
+}
+
+// Manifest says what an image holds and what it was made from. It is manifest.json beside the tree.
+type Manifest struct {
+	Format       int               `json:"format"` // 1
+	Key          string            `json:"key"`
+	Digest       string            `json:"digest"`
+	Definition   Definition        `json:"definition"`
+	Architecture string            `json:"architecture"` // as the distribution calls it: amd64
+	Roles        []string          `json:"roles"`
+	Inputs       map[string]string `json:"inputs"`    // path under playbooks/ → sha256 of each file that goes in
+	Artifacts    []Artifact        `json:"artifacts"` // what roles built
+	Packages     []Package         `json:"packages"`
+	Epoch        time.Time         `json:"epoch"` // when the newest package was made; no file is younger
+	Files        int               `json:"files"` // entries of the tree, of any type
+	Bytes        int64             `json:"bytes"` // in regular files
+	Tools        map[string]string `json:"tools"` // versions of what baked it
+	// Baked and Timings tell of this bake alone; nothing depends on them.
+	Baked   time.Time          `json:"baked"`
+	Timings map[string]float64 `json:"timings"` // seconds by stage
+}
+
+// Package is one installed package.
+type Package struct {
+	Name         string `json:"name"`
+	Version      string `json:"version"`
+	Architecture string `json:"architecture"`
+	SHA256       string `json:"sha256"` // of the .deb, which is packages/<definition>/<sha256>/ in the store
+}
+
+// Artifact is what a role built for the image.
+type Artifact struct {
+	Role   string `json:"role"`
+	Key    string `json:"key"`    // of everything that went in
+	SHA256 string `json:"sha256"` // of artifacts/<key>.tar in the store
+	Source string `json:"source"` // source package and version
+}
+
+// Store is a directory of images. Its methods are safe for concurrent use, by several processes too.
+type Store struct {
+	// Mirror is the archive to fetch from instead of the tools' default; Open takes it from BEDFELLOW_MIRROR. It is no input of
+	// the key: packages are signed.
+	Mirror string
+
+	dir  string
+	bake func(ctx context.Context, b *bakery) error // a test's stand-in
+}
+
+// Open opens the store in dir, or in DefaultDir when dir is empty. It makes nothing on disk.
+func Open(dir string) (*Store, error) {
+	if dir == "" {
+		dir = DefaultDir
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("image store: %w", err)
+	}
+	return &Store{Mirror: os.Getenv("BEDFELLOW_MIRROR"), dir: dir, bake: bake}, nil
+}
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+// Get finds the image of a request without making it, and says whether there is one. It reads little and needs no network.
+func (s *Store) Get(_ context.Context, req Request) (Image, bool, error) {
+	def, roles, err := req.resolve()
+	if err != nil {
+		return Image{}, false, err
+	}
+	key, _, err := imageKey(def, roles)
+	if err != nil {
+		return Image{}, false, err
+	}
+	img, err := s.load(key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Image{}, false, nil
+	}
+	return img, err == nil, err
+}
+
+// List lists every image there is, by definition and time of baking.
+func (s *Store) List(ctx context.Context) ([]Image, error) {
+	manifests, err := filepath.Glob(filepath.Join(s.dir, "*", "manifest.json"))
+	if err != nil {
+		return nil, err
+	}
+	var list []Image
+	for _, path := range manifests {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		img, err := s.load(filepath.Base(filepath.Dir(path)))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, img)
+	}
+	slices.SortFunc(list, func(a, b Image) int {
+		if c := strings.Compare(a.Definition, b.Definition); c != 0 {
+			return c
+		}
+		return a.Manifest.Baked.Compare(b.Manifest.Baked)
+	})
+	return list, nil
+}
+
+// Remove deletes the image with that digest. The caller makes sure that no node runs on it. Kept packages and artifacts stay.
+func (s *Store) Remove(ctx context.Context, digest string) error {
+	img, err := s.find(ctx, digest)
+	if err != nil {
+		return err
+	}
+	lock, err := s.lock(ctx, img.Key)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := removeTree(s.bakeDir(img.Key)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(s.bakeDir(img.Key)), 0o755); err != nil {
+		return err
+	}
+	// Renamed first, so that a removal that is cut short leaves a bake to sweep and no image with holes.
+	if err := os.Rename(filepath.Join(s.dir, img.Key), s.bakeDir(img.Key)); err != nil {
+		return fmt.Errorf("removing image %s: %w", digest, err)
+	}
+	return removeTree(s.bakeDir(img.Key))
+}
+
+// find looks an image up by its digest, with or without "sha256:", or the start of it.
+func (s *Store) find(ctx context.Context, digest string) (Image, error) {
+	list, err := s.List(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	want := "sha256:" + strings.TrimPrefix(digest, "sha256:")
+	var found []Image
+	for _, img := range list {
+		if len(want) > len("sha256:") && strings.HasPrefix(img.Digest, want) {
+			found = append(found, img)
+		}
+	}
+	if len(found) == 0 {
+		return Image{}, fmt.Errorf("image %s in %s: %w; `bed image list` shows what there is", digest, s.dir, ErrNotFound)
+	}
+	if len(found) > 1 && found[0].Digest != found[len(found)-1].Digest {
+		return Image{}, fmt.Errorf("image %s in %s: %d images start like that; give more of the digest", digest, s.dir, len(found))
+	}
+	return found[0], nil
+}
+
+func (s *Store) load(key string) (Image, error) {
+	path := filepath.Join(s.dir, key, "manifest.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Image{}, err
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil || m.Key != key || m.Digest == "" {
+		return Image{}, fmt.Errorf("the image in %s is damaged: its manifest.json does not read (%v); remove that directory and bake again", filepath.Dir(path), err)
+	}
+	return Image{
+		Key: key, Digest: m.Digest, Definition: m.Definition.Name, Roles: m.Roles, Manifest: m,
+		Tree: filepath.Join(s.dir, key, "tree"),
+	}, nil
+}

@@ -1,0 +1,224 @@
+package ansible_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/crypto/ssh/knownhosts"
+
+	"github.com/bedfellow/bedfellow/pkg/ansible"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+)
+
+const secret = "s3cret-s3cret-s3cret"
+
+// play wraps tasks in a playbook that runs on this machine.
+func play(t *testing.T, tasks string) ansible.Run {
+	t.Helper()
+	if _, err := exec.LookPath("ansible-playbook"); err != nil {
+		t.Skip("ansible-playbook is not installed")
+	}
+	book := "- hosts: all\n  gather_facts: false\n  any_errors_fatal: true\n  tasks:\n" + tasks
+	host := map[string]any{"ansible_connection": "local"}
+	return ansible.Run{
+		Playbooks: fstest.MapFS{"site.yml": {Data: []byte(book)}},
+		Playbook:  "site.yml",
+		Inventory: map[string]any{"all": map[string]any{"hosts": map[string]any{"n-01": host, "n-02": host}}},
+		ExtraVars: map[string]any{"secret": secret, "dir": t.TempDir()},
+		WorkDir:   shortDir(t),
+	}
+}
+
+// shortDir is a directory whose path leaves room for sockets.
+func shortDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "a")
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// empty asserts that a run left nothing.
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
+
+func TestRunCountsAndReports(t *testing.T) {
+	run := play(t, `
+    - name: Write
+      ansible.builtin.copy: {content: "{{ secret }}", dest: "{{ dir }}/{{ inventory_hostname }}", mode: "0600"}
+      no_log: true
+`)
+	var mu sync.Mutex
+	var details []string
+	ctx := progress.With(t.Context(), func(e progress.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		details = append(details, e.Detail)
+	})
+	res, err := run.Do(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, 2, res.Changed)
+	assert.Equal(t, ansible.Counts{OK: 1, Changed: 1}, res.Hosts["n-01"])
+	assert.Contains(t, details, "Write")
+
+	res, err = run.Do(ctx)
+	require.NoError(t, err)
+	assert.Zero(t, res.Changed, "the second run changes nothing")
+	empty(t, run.WorkDir)
+}
+
+func TestFailedTaskSaysWhereAndWhat(t *testing.T) {
+	run := play(t, `
+    - name: Break
+      ansible.builtin.command: sh -c 'echo out-{{ secret }}; echo the reason >&2; exit 7'
+      when: inventory_hostname == 'n-02'
+`)
+	_, err := run.Do(t.Context())
+	var task *ansible.TaskError
+	require.ErrorAs(t, err, &task)
+	assert.Equal(t, "Break", task.Task)
+	assert.Equal(t, "site.yml:6", task.Path)
+	require.Len(t, task.Failures, 1)
+	assert.Equal(t, "n-02", task.Failures[0].Host)
+	for _, want := range []string{"n-02", "the reason", "exit status 7", "bed ssh n-02"} {
+		assert.ErrorContains(t, err, want)
+	}
+	assert.NotContains(t, err.Error(), secret)
+}
+
+func TestFailedTaskWithNoLogHidesItsOutput(t *testing.T) {
+	run := play(t, `
+    - name: Break
+      ansible.builtin.command: sh -c 'echo {{ secret | b64encode }} >&2; exit 7'
+      no_log: true
+`)
+	_, err := run.Do(t.Context())
+	require.ErrorContains(t, err, "Break")
+	assert.NotContains(t, err.Error(), "czNjcmV0")
+}
+
+func TestBrokenPlaybookSaysWhatAnsibleSaid(t *testing.T) {
+	run := play(t, "    - no.such.module: {}\n")
+	_, err := run.Do(t.Context())
+	require.ErrorContains(t, err, "no.such.module")
+}
+
+func TestCancelEndsEverything(t *testing.T) {
+	run := play(t, `
+    - name: Sleep
+      ansible.builtin.command: sleep 4713
+`)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ctx = progress.With(ctx, func(e progress.Event) {
+		if e.Detail == "Sleep" {
+			time.AfterFunc(500*time.Millisecond, func() { cancel(errors.New("told to")) })
+		}
+	})
+	start := time.Now()
+	_, err := run.Do(ctx)
+	require.ErrorContains(t, err, "told to")
+	assert.Less(t, time.Since(start), 15*time.Second)
+	empty(t, run.WorkDir)
+	assert.Empty(t, processesWith(t, "sleep\x004713"))
+}
+
+func TestSecretIsNeitherInArgumentsNorEnvironment(t *testing.T) {
+	run := play(t, `
+    - name: Sleep
+      ansible.builtin.command: sleep 1
+      environment: {UNUSED: "x"}
+`)
+	t.Setenv("SSH_AUTH_SOCK", "/agent")
+	seen := make(chan []string, 1)
+	ctx := progress.With(t.Context(), func(e progress.Event) {
+		if e.Detail == "Sleep" {
+			go func() {
+				seen <- append(processesWith(t, secret), processesWith(t, "SSH_AUTH_SOCK=/agent\x00ANSIBLE")...)
+			}()
+		}
+	})
+	_, err := run.Do(ctx)
+	require.NoError(t, err)
+	assert.Empty(t, <-seen)
+}
+
+// processesWith lists processes with text in their arguments or environment.
+func processesWith(t *testing.T, text string) []string {
+	t.Helper()
+	var found []string
+	for _, pattern := range []string{"/proc/[0-9]*/cmdline", "/proc/[0-9]*/environ"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, f := range files {
+			if data, err := os.ReadFile(f); err == nil && bytes.Contains(data, []byte(text)) {
+				found = append(found, f)
+			}
+		}
+	}
+	return found
+}
+
+func TestOtherHostKeyIsRefused(t *testing.T) {
+	if _, err := exec.LookPath("ssh"); err != nil {
+		t.Skip("ssh is not installed")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	config := &ssh.ServerConfig{NoClientAuth: true}
+	config.AddHostKey(newSigner(t))
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _, _, _ = ssh.NewServerConn(conn, config) }()
+		}
+	}()
+	port := listener.Addr().(*net.TCPAddr).Port
+
+	run := play(t, "    - ansible.builtin.command: id\n")
+	run.KnownHosts = []byte(knownhosts.Line([]string{listener.Addr().String()}, newSigner(t).PublicKey()) + "\n")
+	run.Inventory = map[string]any{"all": map[string]any{"hosts": map[string]any{"n-01": map[string]any{
+		"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_user": "bed",
+	}}}}
+	_, err = run.Do(t.Context())
+	for _, want := range []string{"unreachable", "Host key verification failed", "bed ssh n-01"} {
+		assert.ErrorContains(t, err, want)
+	}
+}
+
+func newSigner(t *testing.T) ssh.Signer {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	signer, err := ssh.NewSignerFromKey(key)
+	require.NoError(t, err)
+	return signer
+}
+
+func TestMissingAnsibleNamesThePackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	_, err := ansible.Run{Playbooks: fstest.MapFS{}, Playbook: "site.yml"}.Do(t.Context())
+	require.ErrorIs(t, err, ansible.ErrMissing)
+	assert.True(t, strings.Contains(err.Error(), "apt-get install ansible"))
+}

@@ -1,0 +1,23 @@
+// Package playbooks holds the Ansible playbooks and roles that say how nodes are made and configured.
+//
+// A role has up to three entry points, each a file in its tasks directory:
+//
+//	build.yml      makes what the role installs, in a throw-away tree with compilers; what it leaves under
+//	               bed_artifact_dir is kept by content and unpacked over the image; what it writes to
+//	               bed_artifact_dir.progress, up to a "|" in the last line, is shown meanwhile
+//	bake.yml       puts what is the same on every node into an image, over a chroot connection, without starting anything
+//	configure.yml  sets what differs by node or bed, over ssh as the bed's user
+//
+// What only configure.yml reads is in templates/ and vars/; a change there asks for no new image. What only build.yml reads is
+// in vars/build.yml and files/build/.
+package playbooks
+
+import "embed"
+
+// FS holds everything: bake.yml, build.yml, site.yml and roles/.
+//
+//go:embed *.yml roles
+var FS embed.FS
+
+// Roles lists the roles an image may have, in the order they are baked.
+func Roles() []string { return []string{"base", "mpi", "slurm", "lammps"} }
