@@ -29,7 +29,7 @@ lint:
 
 # Writes the provider's schema; a test says when it is stale.
 schema: tools
-	bin/pulumi package get-schema bin/pulumi-resource-bedfellow > cmd/pulumi-resource-bedfellow/schema.json
+	bin/pulumi package get-schema ./bin/pulumi-resource-bedfellow > cmd/pulumi-resource-bedfellow/schema.json
 
 destroy:
 	@bin/bed destroy -s quickstart

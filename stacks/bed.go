@@ -3,9 +3,12 @@ package stacks
 import (
 	"fmt"
 
+	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
 )
 
 // User is whom scenarios, Ansible and people log in as, on every node of every driver. Images have it, and it may sudo.
@@ -21,18 +24,9 @@ type BedArgs struct {
 	Network         string   `pulumi:"network"`
 	Slow            bool     `pulumi:"slow,optional"`
 	TTL             string   `pulumi:"ttl,optional"`
-	// State is the URL of the Pulumi state that knows the bed: part of the owner mark.
-	State string `pulumi:"state"`
-	// On says what the driver needs and does: whether machines boot an image, answer to SSH, share the host's kernel.
-	On    Machines  `pulumi:"on"`
+	// State is the URL of the Pulumi state that knows the bed, part of the owner mark; found by itself when empty.
+	State string    `pulumi:"state,optional"`
 	Nodes []BedNode `pulumi:"nodes"`
-}
-
-// Machines are the traits of a driver's machines that decide what a bed is made of.
-type Machines struct {
-	NeedImage    bool `pulumi:"needImage,optional"`
-	SSH          bool `pulumi:"ssh,optional"`
-	SharedKernel bool `pulumi:"sharedKernel,optional"`
 }
 
 // BedNode is one machine of a bed.
@@ -51,11 +45,42 @@ type Bed struct {
 	// Inventory is the bed as it stands, a bed.Inventory in JSON.
 	Inventory pulumi.StringOutput `pulumi:"inventory"`
 	// PrivateKey logs in to every node.
-	PrivateKey pulumi.StringOutput `pulumi:"privateKey"`
+	PrivateKey pulumi.StringOutput `pulumi:"privateKey" provider:"secret"`
+}
+
+// Annotate describes the component in the schema.
+func (b *Bed) Annotate(a infer.Annotator) {
+	a.Describe(b, "A whole test bed: image, keys, machines and their configuration.")
+	a.Describe(&b.Inventory, "The bed as it stands: nodes, addresses, public host keys; JSON without secrets.")
+	a.Describe(&b.PrivateKey, "Logs in to every node as the bed's user; OpenSSH PEM.")
+}
+
+// Annotate describes the inputs in the schema.
+func (b *BedArgs) Annotate(a infer.Annotator) {
+	a.Describe(&b.Name, "Unique on a host; begins the nodes' names.")
+	a.Describe(&b.Driver, "Who makes the machines: nspawn, sim.")
+	a.Describe(&b.Image, "What is on their disks, such as debian-12.")
+	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
+	a.Describe(&b.WorkloadManager, "slurm")
+	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
+	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
+	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
+	a.Describe(&b.State, "URL of the Pulumi state that knows the bed; found by itself when empty.")
+	a.Describe(&b.Nodes, "The machines, in order; the one with the role control serves and does not compute.")
 }
 
 // NewBed makes a bed.
 func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.ResourceOption) (*Bed, error) {
+	d, err := drivers.Open(args.Driver, drivers.Settings{})
+	if err != nil {
+		return nil, err
+	}
+	on := d.Info()
+	if args.State == "" {
+		if args.State, err = stateURL(); err != nil {
+			return nil, err
+		}
+	}
 	b := &Bed{}
 	if err := ctx.RegisterComponentResource("bedfellow:index:Bed", name, b, opts...); err != nil {
 		return nil, err
@@ -86,7 +111,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
 	}
 	digest := pulumi.String("").ToStringOutput()
-	if args.On.NeedImage {
+	if on.NeedsImage {
 		img := &image{}
 		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "roles": pulumi.ToStringArray(args.Roles)}
 		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
@@ -100,10 +125,10 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		return nil, err
 	}
 	inventory := pulumi.All(k.BedID, k.HostPublicKeys, digest, machines.Machines).ApplyT(func(v []any) (bed.Inventory, error) {
-		return args.inventory(v[0].(string), v[1].(map[string]string), v[2].(string), v[3].([]any))
+		return args.inventory(on, v[0].(string), v[1].(map[string]string), v[2].(string), v[3].([]any))
 	})
 	ready := inventory
-	if args.On.SSH {
+	if on.SSH {
 		c := &configuration{}
 		inputs := pulumi.Map{
 			"inventory": inventory.ApplyT(func(v any) map[string]any { return inventoryMap(v.(bed.Inventory)) }), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey, "slow": pulumi.Bool(args.Slow),
@@ -119,9 +144,9 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 }
 
 // inventory joins what was asked for with what the pool found.
-func (args BedArgs) inventory(id string, hostKeys map[string]string, digest string, machines []any) (bed.Inventory, error) {
+func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]string, digest string, machines []any) (bed.Inventory, error) {
 	inv := bed.Inventory{
-		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: args.On.SharedKernel, Image: args.Image, ImageDigest: digest,
+		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: on.SharedKernel, Image: args.Image, ImageDigest: digest,
 		WorkloadManager: args.WorkloadManager, User: User,
 	}
 	if len(machines) != len(args.Nodes) {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
-	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 )
 
@@ -51,11 +50,7 @@ func program(ctx *pulumi.Context, state string) error {
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
 	}
-	d, err := drivers.Open(spec.Driver, drivers.Settings{})
-	if err != nil {
-		return err
-	}
-	b, err := NewBed(ctx, spec.Name, Args(spec, d.Info(), state))
+	b, err := NewBed(ctx, spec.Name, Args(spec, state))
 	if err != nil {
 		return err
 	}
@@ -64,11 +59,11 @@ func program(ctx *pulumi.Context, state string) error {
 	return nil
 }
 
-// Args asks for what the spec says, on machines of such a driver.
-func Args(s bed.Spec, d provision.Info, state string) BedArgs {
+// Args asks for what the spec says.
+func Args(s bed.Spec, state string) BedArgs {
 	args := BedArgs{
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
-		State: state, On: Machines{NeedImage: d.NeedsImage, SSH: d.SSH, SharedKernel: d.SharedKernel},
+		State: state,
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()

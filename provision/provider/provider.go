@@ -61,7 +61,7 @@ func New(h Host, components ...infer.InferredComponent) (p.Provider, error) {
 			infer.Resource(&Image{host: h}), infer.Resource(&Keys{}), infer.Resource(&Pool{host: h}), infer.Resource(&Configuration{}),
 		).
 		WithComponents(components...).
-		WithModuleMap(map[tokens.ModuleName]tokens.ModuleName{"provider": "index", "stacks": "index"}).
+		WithModuleMap(map[tokens.ModuleName]tokens.ModuleName{"provider": "index", "stacks": "index", "bed": "index", "provision": "index"}).
 		Build()
 	if err != nil {
 		return p.Provider{}, fmt.Errorf("build the provider: %w", err)
