@@ -50,7 +50,13 @@ func program(ctx *pulumi.Context, state string) error {
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
 	}
-	b, err := NewBed(ctx, spec.Name, Args(spec, state))
+	// Not the engine's default provider: that takes the stack's configuration for the provider's own, and a key "name" in it for
+	// the name of a plugin.
+	own := &ownProvider{}
+	if err := ctx.RegisterResource("pulumi:providers:"+Namespace, Namespace, pulumi.Map{}, own); err != nil {
+		return err
+	}
+	b, err := NewBed(ctx, spec.Name, Args(spec, state), pulumi.Providers(own))
 	if err != nil {
 		return err
 	}

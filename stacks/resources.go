@@ -31,3 +31,7 @@ type pool struct {
 type configuration struct {
 	pulumi.CustomResourceState
 }
+
+type ownProvider struct {
+	pulumi.ProviderResourceState
+}

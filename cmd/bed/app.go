@@ -49,6 +49,7 @@ func (a *app) command() *cobra.Command {
 		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.sweep(),
 		a.run(), a.report(),
 	)
+	group(root)
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = cobra.NoArgs
@@ -56,6 +57,21 @@ func (a *app) command() *cobra.Command {
 		wrapArgs(c)
 	}
 	return root
+}
+
+// group makes a command that only holds others refuse what is none of them.
+func group(c *cobra.Command) {
+	c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	c.Args = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		var names []string
+		for _, sub := range c.Commands() {
+			names = append(names, sub.Name())
+		}
+		return &usageError{fmt.Errorf("%s has no command %q; there is %s", c.CommandPath(), args[0], strings.Join(names, ", "))}
+	}
 }
 
 // wrapArgs makes a wrong number of arguments a usage error.

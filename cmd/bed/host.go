@@ -59,7 +59,8 @@ func (a *app) doctor() *cobra.Command {
 }
 
 func (a *app) image() *cobra.Command {
-	group := &cobra.Command{Use: "image", Short: "Bake, list, check and remove node images"}
+	all := &cobra.Command{Use: "image", Short: "Bake, list, check and remove node images"}
+	group(all)
 	var roles []string
 	build := &cobra.Command{
 		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
@@ -136,8 +137,8 @@ func (a *app) image() *cobra.Command {
 			return a.print(map[string]int{"removed": len(all)}, func() { fmt.Printf("%d removed\n", len(all)) })
 		},
 	}
-	group.AddCommand(build, list, verify, remove)
-	return group
+	all.AddCommand(build, list, verify, remove)
+	return all
 }
 
 // selectImages finds the images whose digest begins as the argument says; all without one.

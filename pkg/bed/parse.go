@@ -202,11 +202,11 @@ func (p *parser) pool(at string, values map[string]string) Pool {
 	}
 	size := func(key, fallback string, least Size) Size {
 		v, ok := values[key]
+		if !ok && fallback == "" {
+			return 0
+		}
 		if !ok {
 			v = fallback
-		}
-		if v == "" {
-			return 0
 		}
 		n, err := ParseSize(v)
 		if err != nil {

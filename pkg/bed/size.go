@@ -18,7 +18,7 @@ const (
 
 var sizePattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)$`)
 
-// ParseSize reads a positive size such as "8GiB", "1.5GiB" or "512 MiB". Decimal units (GB) and bare numbers are refused: a
+// ParseSize reads a positive size in whole MiB such as "8GiB", "1.5GiB" or "512 MiB". Decimal units (GB) and bare numbers are refused: a
 // virtual machine of "8" has been 8 MB, 8 GB and 8 GiB in different tools.
 func ParseSize(s string) (Size, error) {
 	m := sizePattern.FindStringSubmatch(s)
@@ -45,6 +45,9 @@ func ParseSize(s string) (Size, error) {
 	size := Size(v * float64(unit))
 	if size <= 0 {
 		return 0, fmt.Errorf("must be more than nothing")
+	}
+	if size%MiB != 0 {
+		return 0, fmt.Errorf("does not come to whole MiB")
 	}
 	return size, nil
 }

@@ -82,7 +82,7 @@ func (*Keys) Update(_ context.Context, req infer.UpdateRequest[KeysArgs, KeysSta
 	return infer.UpdateResponse[KeysState]{Output: state}, err
 }
 
-// WireDependencies says that what is made once stays known when the names change.
+// WireDependencies says that what is made once stays known when the names change, and what is secret.
 func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *KeysState) {
 	for _, once := range []any{&state.BedID, &state.UserPrivateKey, &state.UserPublicKey, &state.MungeKey} {
 		f.OutputField(once).DependsOn()
@@ -90,6 +90,10 @@ func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *Keys
 	f.OutputField(&state.HostKeys).DependsOn(f.InputField(&args.Nodes))
 	f.OutputField(&state.HostPublicKeys).DependsOn(f.InputField(&args.Nodes))
 	f.OutputField(&state.Nodes).DependsOn(f.InputField(&args.Nodes))
+	// The field tags alone say it in the schema only, and leave the keys in clear in the state.
+	for _, private := range []any{&state.UserPrivateKey, &state.HostKeys, &state.MungeKey} {
+		f.OutputField(private).AlwaysSecret()
+	}
 }
 
 // Diff compares the names.

@@ -163,7 +163,9 @@ func (w *Workspace) breakPulumiLock(ctx context.Context) error {
 	return nil
 }
 
+// isPulumi says whether a process runs the CLI or a plugin. One that is dead, and that its parent has not asked after yet, does not.
 func isPulumi(pid int) bool {
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	return err == nil && strings.Contains(string(name), "pulumi")
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // "pid (name) state …"
+	_, state, _ := strings.Cut(string(stat), ") ")
+	return err == nil && strings.Contains(string(stat), "(pulumi") && !strings.HasPrefix(state, "Z")
 }

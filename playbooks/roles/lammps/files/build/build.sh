@@ -36,6 +36,6 @@ grep -q '^variable t index' "$hns/in.reaxff.hns"
 cat >"$lammps/VERSION" <<EOF
 LAMMPS $(sed -n 's/.*LAMMPS_VERSION "\(.*\)"/\1/p' "$src/src/version.h")
 source $source $version
-flags $flags PKG_REAXFF BUILD_MPI MPICH $(dpkg-query -W -f '${Version}' libmpich-dev)
+flags $flags PKG_REAXFF BUILD_MPI Open MPI $(dpkg-query -W -f '${Version}' libopenmpi-dev)
 compiler $(c++ --version | head -n 1)
 EOF

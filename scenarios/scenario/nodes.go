@@ -1,0 +1,124 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+)
+
+// Nodes are the connections to a bed's nodes: one each, made when first needed, and again after one broke. Every node's host key
+// is checked against the inventory's. It is safe for concurrent use.
+type Nodes struct {
+	inventory bed.Inventory
+	signer    ssh.Signer
+	slots     map[string]*slot
+}
+
+// slot is the connection to one node. Its lock is held while dialling only.
+type slot struct {
+	mu     sync.Mutex
+	client *remote.Client
+	closed bool
+}
+
+// hangUp is how long a command may take to end after its context did, before its connection is given up.
+const hangUp = 3 * time.Second
+
+// NewNodes takes the bed user's private key, in PEM form. Nothing is dialled yet.
+func NewNodes(inv bed.Inventory, privateKey []byte) (*Nodes, error) {
+	signer, err := ssh.ParsePrivateKey(privateKey)
+	if err != nil {
+		return nil, fmt.Errorf("the user key of bed %s cannot be read: %w", inv.Bed, err)
+	}
+	n := &Nodes{inventory: inv, signer: signer, slots: map[string]*slot{}}
+	for _, node := range inv.Nodes {
+		n.slots[node.Name] = &slot{}
+	}
+	return n, nil
+}
+
+// Close ends all connections. Later calls fail.
+func (n *Nodes) Close() error {
+	var errs []error
+	for _, s := range n.slots {
+		s.mu.Lock()
+		s.closed = true
+		if s.client != nil {
+			errs = append(errs, s.client.Close())
+		}
+		s.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// Client returns the connection to a node. It is the pool's: do not close it.
+func (n *Nodes) Client(ctx context.Context, node string) (*remote.Client, error) {
+	at, err := n.inventory.Node(node)
+	if err != nil {
+		return nil, err
+	}
+	s := n.slots[at.Name]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, fmt.Errorf("the connections to bed %s are closed", n.inventory.Bed)
+	case s.client != nil:
+		return s.client, nil
+	}
+	s.client, err = remote.Dial(ctx, remote.Target{
+		Name: at.Name, Address: at.Address, Port: at.Port, User: n.inventory.User, HostKey: at.HostKey, Signer: n.signer,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w; see `bed status`, and `bed up` repairs the node", err)
+	}
+	return s.client, nil
+}
+
+// Run runs a shell command on a node, like remote.Client's.
+func (n *Nodes) Run(ctx context.Context, node, command string) (remote.Result, error) {
+	return n.Feed(ctx, node, command, nil)
+}
+
+// Feed is Run with standard input. It returns soon after the context's end, even when the node has gone without a word.
+func (n *Nodes) Feed(ctx context.Context, node, command string, stdin []byte) (remote.Result, error) {
+	client, err := n.Client(ctx, node)
+	if err != nil {
+		return remote.Result{}, err
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		select {
+		case <-done:
+		case <-time.After(hangUp):
+			n.drop(client)
+		}
+	})
+	r, err := client.Feed(ctx, command, bytes.NewReader(stdin))
+	close(done)
+	stop()
+	var exit *remote.ExitError
+	if err != nil && !errors.As(err, &exit) && ctx.Err() == nil {
+		n.drop(client)
+	}
+	return r, err
+}
+
+// drop forgets a connection that broke, so that the next command makes a new one.
+func (n *Nodes) drop(c *remote.Client) {
+	_ = c.Close()
+	s := n.slots[c.Target.Name]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client == c {
+		s.client = nil
+	}
+}
