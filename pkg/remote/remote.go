@@ -176,10 +176,20 @@ func (c *Client) Feed(ctx context.Context, command string, stdin io.Reader) (Res
 	defer session.Close()
 	var out, errOut bytes.Buffer
 	session.Stdin, session.Stdout, session.Stderr = stdin, &out, &errOut
-	stop := context.AfterFunc(ctx, func() { _ = session.Signal(ssh.SIGTERM); _ = session.Close() })
-	err = session.Run(command)
-	if !stop() {
-		return Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, context.Cause(ctx))
+	done := make(chan error, 1)
+	go func() { done <- session.Run(command) }()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		// On a connection whose other end is gone nothing comes back, so nothing is waited for: closing it ends the session's
+		// goroutines, and its buffers are left alone.
+		go func() { _ = session.Signal(ssh.SIGTERM); _ = session.Close() }()
+		select {
+		case <-done:
+		case <-time.After(3 * time.Second):
+			_ = c.conn.Close()
+		}
+		return Result{}, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, context.Cause(ctx))
 	}
 	r := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
 	var exit *ssh.ExitError
