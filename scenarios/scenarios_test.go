@@ -84,7 +84,7 @@ func TestRunRecordsEverything(t *testing.T) {
 		units[s.Metric] = s.Unit
 	}
 	require.Equal(t, map[string]string{"loop time": "s", "loop time/Pair": "s", "loop time/Neigh": "s", "loop time/Comm": "s", "loop time/Output": "s",
-		"loop time/Modify": "s", "loop time/Other": "s", "wall time": "s", "CPU use": "%", "atoms": "", "timesteps/s": "1/s", "ns/day": "ns/day",
+		"loop time/Modify": "s", "loop time/Other": "s", "wall time": "s", "CPU use": "%", "atoms": "", "timestep rate": "1/s", "performance": "ns/day",
 		"job time": "s"}, units)
 	require.Equal(t, 18.1907, *summary.Stats[0].Median)
 	require.FileExists(t, filepath.Join(dir, got.Samples[0].Log))

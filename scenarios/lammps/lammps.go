@@ -250,8 +250,8 @@ func metrics(log Log) []scenario.Metric {
 		scenario.Metric{Name: "wall time", Value: log.WallTime.Seconds(), Unit: "s"},
 		scenario.Metric{Name: "CPU use", Value: log.CPUUse, Unit: "%"},
 		scenario.Metric{Name: "atoms", Value: float64(log.Atoms)},
-		scenario.Metric{Name: "timesteps/s", Value: log.StepsPerSecond, Unit: "1/s"},
-		scenario.Metric{Name: "ns/day", Value: log.NsPerDay, Unit: "ns/day"})
+		scenario.Metric{Name: "timestep rate", Value: log.StepsPerSecond, Unit: "1/s"},
+		scenario.Metric{Name: "performance", Value: log.NsPerDay, Unit: "ns/day"})
 }
 
 // left is what a job left on its nodes.
