@@ -43,6 +43,8 @@ type Fitter interface {
 // Sweeper is a Driver whose beds have more than machines: networks, groups, directories. Sweep removes what is left of a bed
 // whose machines are deleted or were never finished; a clean bed is no error.
 type Sweeper interface {
+	// Owners lists the marks of all beds there are, those without a machine included.
+	Owners(ctx context.Context) ([]Owner, error)
 	Sweep(ctx context.Context, owner Owner) error
 }
 
@@ -67,7 +69,7 @@ type Info struct {
 type Owner struct {
 	Bed   string `json:"bed" pulumi:"bed"`     // unique per host or engine
 	ID    string `json:"id" pulumi:"id"`       // random, made with the bed's keys: a lost state makes another
-	State string `json:"state" pulumi:"state"` // URL of the Pulumi state that knows the bed
+	State string `json:"state" pulumi:"state"` // URL of the Pulumi state that knows the bed, # and the stack
 }
 
 // Same tells whether two marks are of one bed in one state, possibly of different lives of it.

@@ -165,13 +165,14 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 	return inv, nil
 }
 
-// inventoryMap renders the inventory as the Configuration resource's input.
+// inventoryMap renders the inventory as the Configuration resource's input, without what configures nothing: which host CPUs run
+// a node may change with a neighbouring bed.
 func inventoryMap(inv bed.Inventory) map[string]any {
 	nodes := make([]any, len(inv.Nodes))
 	for i, n := range inv.Nodes {
 		nodes[i] = map[string]any{
 			"name": n.Name, "address": n.Address, "port": n.Port, "role": string(n.Role), "cpus": n.CPUs, "memoryMiB": n.MemoryMiB,
-			"hostKey": n.HostKey, "hostCPUs": n.HostCPUs, "oversubscribed": n.Oversubscribed, "incarnation": n.Incarnation,
+			"hostKey": n.HostKey, "incarnation": n.Incarnation,
 		}
 	}
 	return map[string]any{

@@ -91,7 +91,7 @@ func TestProgram(t *testing.T) {
 	pool := e.made["bedfellow:index:Pool"]
 	assert.Equal(t, "/images/1/tree", pool["image"].StringValue())
 	owner := pool["owner"].ObjectValue()
-	assert.Equal(t, []string{"other", "life1", "file:///state"}, []string{owner["bed"].StringValue(), owner["id"].StringValue(), owner["state"].StringValue()})
+	assert.Equal(t, []string{"other", "life1", "file:///state#quickstart"}, []string{owner["bed"].StringValue(), owner["id"].StringValue(), owner["state"].StringValue()})
 	assert.Equal(t, "other-02", pool["nodes"].ArrayValue()[1].ObjectValue()["name"].StringValue())
 	assert.True(t, pool["userPrivateKey"].IsSecret())
 

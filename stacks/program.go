@@ -56,7 +56,7 @@ func program(ctx *pulumi.Context, state string) error {
 	if err := ctx.RegisterResource("pulumi:providers:"+Namespace, Namespace, pulumi.Map{}, own); err != nil {
 		return err
 	}
-	b, err := NewBed(ctx, spec.Name, Args(spec, state), pulumi.Providers(own))
+	b, err := NewBed(ctx, spec.Name, Args(spec, OwnerState(state, ctx.Stack())), pulumi.Providers(own))
 	if err != nil {
 		return err
 	}
@@ -64,6 +64,9 @@ func program(ctx *pulumi.Context, state string) error {
 	ctx.Export("privateKey", b.PrivateKey)
 	return nil
 }
+
+// OwnerState is the state in the mark of a stack's beds: two stacks of one state are two owners.
+func OwnerState(url, stack string) string { return url + "#" + stack }
 
 // Args asks for what the spec says.
 func Args(s bed.Spec, state string) BedArgs {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -167,55 +168,70 @@ func (a *app) sweep() *cobra.Command {
 	var remove bool
 	var owner string
 	c := &cobra.Command{
-		Use: "sweep", Short: "List beds on this host that this folder's state does not know; remove what is named",
-		Long: "Lists every bed on this host with the state it belongs to. --delete --owner BED removes the named bed, whoever's it is:\n" +
-			"the way to be rid of a bed whose state is lost. Images are not touched.",
+		Use: "sweep", Short: "List beds on this host that no state here knows; remove what is named",
+		Long: "Lists the beds on this host that this folder's stacks do not know, with the state each belongs to. --delete --owner BED\n" +
+			"removes the named bed, whoever's it is: the way to be rid of a bed whose state is lost. Images are not touched.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if remove && owner == "" {
 				return bed.Problems{{Key: "--delete", Reason: "removes only what is named", Remedy: "add --owner BED"}}
 			}
-			found := map[provision.Owner][]provision.Status{}
-			var order []provision.Owner
+			root, err := engine.Find(a.dir)
+			if err != nil {
+				return err
+			}
+			type line struct {
+				Driver   string          `json:"driver"`
+				Owner    provision.Owner `json:"owner"`
+				Machines int             `json:"machines"`
+				Expires  time.Time       `json:"expires,omitzero"`
+				Removed  bool            `json:"removed"`
+			}
+			lines := []line{}
 			for _, name := range drivers.Names() {
 				d, err := drivers.Open(name, drivers.Settings{})
 				if err != nil {
 					return err
 				}
-				all, err := d.List(c.Context(), owner)
+				owners, err := provider.Owners(c.Context(), d)
 				if err != nil {
 					return err
 				}
-				for _, st := range all {
-					if _, seen := found[st.Owner]; !seen {
-						order = append(order, st.Owner)
-						if remove {
-							if err := provider.Clear(c.Context(), d, st.Owner); err != nil {
-								return err
-							}
+				for _, o := range owners {
+					if owner == "" && engine.Knows(root, o.State) || owner != "" && o.Bed != owner {
+						continue
+					}
+					found, err := d.List(c.Context(), o.Bed)
+					if err != nil {
+						return err
+					}
+					l := line{Driver: name, Owner: o, Machines: len(found), Removed: remove}
+					for _, st := range found {
+						l.Expires = st.Expires
+					}
+					if remove {
+						if err := provider.Clear(c.Context(), d, o); err != nil {
+							return err
 						}
 					}
-					found[st.Owner] = append(found[st.Owner], st)
+					lines = append(lines, l)
 				}
 			}
-			type line struct {
-				Owner    provision.Owner `json:"owner"`
-				Machines int             `json:"machines"`
-				Removed  bool            `json:"removed"`
-			}
-			lines := []line{}
-			for _, o := range order {
-				lines = append(lines, line{Owner: o, Machines: len(found[o]), Removed: remove})
+			if owner != "" && len(lines) == 0 {
+				return bed.Problems{{Key: "--owner", Value: owner, Reason: "there is no bed of that name on this host", Remedy: "`bed sweep` lists those that no state here knows", Host: true}}
 			}
 			return a.print(lines, func() {
 				for _, l := range lines {
-					verb := ""
+					verb, expires := "", ""
 					if l.Removed {
 						verb = "removed: "
 					}
-					fmt.Printf("%sbed %s: %d machines, of state %s\n", verb, l.Owner.Bed, l.Machines, l.Owner.State)
+					if !l.Expires.IsZero() && time.Now().After(l.Expires) {
+						expires = ", meant to live until " + l.Expires.Local().Format(time.DateTime)
+					}
+					fmt.Printf("%sbed %s (%s): %d machines, of state %s%s\n", verb, l.Owner.Bed, l.Driver, l.Machines, l.Owner.State, expires)
 				}
 				if len(lines) == 0 {
-					fmt.Println("no beds on this host")
+					fmt.Println("nothing: every bed on this host is known here, or there is none")
 				}
 			})
 		},

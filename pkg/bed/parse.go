@@ -29,9 +29,6 @@ func Keys() []string {
 	}
 }
 
-// sections are the drivers and clouds whose own keys stand under their name, as in ovirt.url.
-func sections() []string { return []string{"lima", "ovirt", "aws", "openstack"} }
-
 var namePattern = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
 
 // CheckName says what is wrong with a bed's name, or nothing.
@@ -61,10 +58,12 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		Network:         p.oneOf("network", "isolated", []string{"isolated", "outbound"}),
 		Profile:         p.oneOf("profile", "normal", []string{"normal", "slow"}),
 		Flux:            p.text("flux", ""),
-		DriverConfig:    p.driverKeys(),
 	}
 	if err := CheckName(s.Name); err != nil {
 		p.problem("name", s.Name, err.Error(), "choose another with -c name=…")
+	}
+	if v := p.text("flux", ""); v != "" && !slices.Contains(known.WorkloadManagers, "flux") {
+		p.problem("flux", v, "names a Flux artifact, and this version has no workload manager flux", "leave it out")
 	}
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)
@@ -125,7 +124,7 @@ func Nearest(v string, known []string) string {
 
 func (p *parser) unknownKeys() {
 	for key, value := range p.values {
-		if section, _, dotted := strings.Cut(key, "."); slices.Contains(Keys(), key) || dotted && slices.Contains(sections(), section) {
+		if slices.Contains(Keys(), key) {
 			continue
 		}
 		remedy := "the keys are " + strings.Join(Keys(), ", ")
@@ -134,16 +133,6 @@ func (p *parser) unknownKeys() {
 		}
 		p.problem(key, value, "is not a configuration key", remedy)
 	}
-}
-
-func (p *parser) driverKeys() map[string]string {
-	keys := map[string]string{}
-	for key, value := range p.values {
-		if strings.Contains(key, ".") {
-			keys[key] = value
-		}
-	}
-	return keys
 }
 
 // pools reads either the key pools or the four keys of a bed of like machines.

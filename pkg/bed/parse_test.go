@@ -16,18 +16,17 @@ func known() bed.Known {
 }
 
 func TestParseFillsIn(t *testing.T) {
-	s, problems := bed.Parse("quickstart", map[string]string{"nodes": "4", "memory": "1.5GiB", "ttl": "90m", "ovirt.url": "https://x"}, known())
+	s, problems := bed.Parse("quickstart", map[string]string{"nodes": "4", "memory": "1.5GiB", "ttl": "90m"}, known())
 	require.NoError(t, problems.Err())
 	assert.Equal(t, "quickstart", s.Name)
 	assert.Equal(t, []bed.Pool{{Name: "nodes", Nodes: 4, CPUs: 1, Memory: 1536 * bed.MiB}}, s.Pools)
-	assert.Equal(t, "https://x", s.DriverConfig["ovirt.url"])
 }
 
 // Every problem is told at once, each with key, value and remedy.
 func TestParseTellsEverything(t *testing.T) {
 	_, problems := bed.Parse("quickstart", map[string]string{
 		"name": "-", "driver": "x", "image": "y", "workloadManager": "z", "kubernetes": "k", "network": "n", "profile": "p", "ttl": "-1h",
-		"nodes": "0", "cpus": "9999", "memory": "8GB", "disk": "8", "nodse": "3",
+		"nodes": "0", "cpus": "9999", "memory": "8GB", "disk": "8", "nodse": "3", "flux": "flux.tar", "ovirt.url": "https://x",
 	}, known())
 	var keys []string
 	for _, p := range problems {
@@ -36,7 +35,7 @@ func TestParseTellsEverything(t *testing.T) {
 		assert.NotEmpty(t, p.Reason, p.Key)
 		assert.NotEmpty(t, p.Remedy, p.Key)
 	}
-	assert.Equal(t, []string{"cpus", "disk", "driver", "image", "kubernetes", "memory", "name", "network", "nodes", "nodse", "profile", "ttl", "workloadManager"}, keys)
+	assert.Equal(t, []string{"cpus", "disk", "driver", "flux", "image", "kubernetes", "memory", "name", "network", "nodes", "nodse", "ovirt.url", "profile", "ttl", "workloadManager"}, keys)
 	assert.Equal(t, 2, problems.ExitCode())
 }
 

@@ -27,8 +27,6 @@ type Spec struct {
 	Flux            string        // path or URL of a Flux artifact; empty when Flux is not asked for
 	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
 	Pools           []Pool        // in order; the first node of the first pool is the control node
-	// DriverConfig holds the keys of one driver, such as ovirt.url, by their full key.
-	DriverConfig map[string]string
 }
 
 // Pool is a number of like machines.

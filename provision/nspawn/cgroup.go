@@ -83,7 +83,7 @@ func (c cgroups) launch(bedName, node string, l limits, argv []string) ([]string
 	if c.systemd {
 		cmd := []string{
 			"systemd-run", "--scope", "--quiet", "--collect", "--slice=bedfellow.slice", "--unit=" + scopeName(node),
-			"--property=Delegate=yes", fmt.Sprintf("--property=MemoryMax=%d", l.memory),
+			"--property=Delegate=yes", fmt.Sprintf("--property=MemoryMax=%d", l.memory), "--property=MemorySwapMax=0",
 		}
 		if l.pinned != "" {
 			cmd = append(cmd, "--property=AllowedCPUs="+l.pinned)
@@ -95,7 +95,14 @@ func (c cgroups) launch(bedName, node string, l limits, argv []string) ([]string
 	var enter strings.Builder
 	for _, root := range c.hierarchies() {
 		dir := filepath.Join(root, c.node(bedName, node))
-		if err := c.mkdirAll(root, dir); err != nil {
+		err := c.mkdirAll(root, dir)
+		for range 10 { // a neighbour that goes away may take an empty parent with it
+			if !errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			err = c.mkdirAll(root, dir)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if err := c.limit(root, dir, l); err != nil {
@@ -205,20 +212,24 @@ func (c cgroups) kill(ctx context.Context, bedName, node string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("processes %v of node %s do not die: %w", pids, node, context.Cause(ctx))
+			return fmt.Errorf("processes %v of node %s do not die: %w; `ps -o pid,stat,wchan,cmd -p PID` shows what holds them (often a file system that hangs)", pids, node, context.Cause(ctx))
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }
 
 // remove removes the node's empty groups, and the bed's when no node is left in it.
-func (c cgroups) remove(bedName, node string) error {
+func (c cgroups) remove(ctx context.Context, bedName, node string) error {
 	var errs []error
 	for _, root := range c.hierarchies() {
 		top := filepath.Join(root, c.node(bedName, node))
-		if !(c.systemd && c.unified) { // there systemd removes an empty scope itself
-			errs = append(errs, removeGroup(top))
+		if c.systemd && c.unified { // systemd removes an empty scope itself, a moment later
+			if _, err := os.Stat(top); err == nil {
+				_, _ = run(ctx, "systemctl", "stop", scopeName(node))
+			}
+			continue
 		}
+		errs = append(errs, removeGroup(top))
 		if !c.systemd {
 			for dir := filepath.Dir(top); dir != root; dir = filepath.Dir(dir) {
 				if os.Remove(dir) != nil { // other nodes or beds are in it
@@ -228,6 +239,13 @@ func (c cgroups) remove(bedName, node string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removeAll removes what all beds shared, with the last of them.
+func (c cgroups) removeAll(ctx context.Context) {
+	if c.systemd {
+		_, _ = run(ctx, "systemctl", "stop", "bedfellow.slice")
+	}
 }
 
 func removeGroup(top string) error {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/bedfellow/bedfellow/provision"
@@ -18,12 +19,11 @@ import (
 // host one. Nothing else of the host changes, so it works beside Docker and goes away whole.
 
 const (
-	netnsDir     = "/run/netns"
-	prefixBits   = 22 // room for 1000 nodes
-	hostOffset   = 1  // the host's address in the bed's network
-	nodeOffset   = 11 // the first node's
-	maxNodes     = 1000
-	poolOfSubnet = "10.128.0.0/9"
+	netnsDir   = "/run/netns"
+	prefixBits = 22 // room for 1000 nodes
+	hostOffset = 1  // the host's address in the bed's network
+	nodeOffset = 11 // the first node's
+	maxNodes   = 1000
 )
 
 // Link is the host's end of the bed's network: a name that fits into the 15 characters of a network device.
@@ -33,8 +33,11 @@ func Link(bedName string) string {
 	return fmt.Sprintf("bf%08x", h.Sum32())
 }
 
+// port is the bed's end of a node's link.
+func port(index int) string { return fmt.Sprintf("n%d", index) }
+
 func bedNS(bedName string) string { return "bedfellow-" + bedName }
-func nodeNS(node string) string   { return "bedfellow-node-" + node }
+func nodeNS(node string) string   { return "bedfellow-" + node + ".node" } // no bed's name has a dot
 
 func address(subnet netip.Prefix, offset int) netip.Addr {
 	a := subnet.Addr().As4()
@@ -51,22 +54,25 @@ func freeSubnet(ctx context.Context, bedName string, taken []netip.Prefix) (neti
 		return netip.Prefix{}, err
 	}
 	taken = append(taken, hosts...)
-	space := netip.MustParsePrefix(poolOfSubnet)
-	blocks := 1 << (prefixBits - space.Bits())
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(bedName))
-	first := int(h.Sum32() % uint32(blocks))
-next:
-	for i := range blocks {
-		candidate := netip.PrefixFrom(address(space, (first+i)%blocks<<(32-prefixBits)), prefixBits)
-		for _, t := range taken {
-			if t.Overlaps(candidate) {
-				continue next
+	for _, private := range spaces() {
+		space := netip.MustParsePrefix(private)
+		blocks := 1 << (prefixBits - space.Bits())
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(bedName))
+		first := int(h.Sum32() % uint32(blocks))
+		for i := range blocks {
+			candidate := netip.PrefixFrom(address(space, (first+i)%blocks<<(32-prefixBits)), prefixBits)
+			if !slices.ContainsFunc(taken, candidate.Overlaps) {
+				return candidate, nil
 			}
 		}
-		return candidate, nil
 	}
-	return netip.Prefix{}, fmt.Errorf("no subnet in %s is free: routes or other beds use all of it; look at `ip route show table all`", poolOfSubnet)
+	return netip.Prefix{}, fmt.Errorf("no subnet in %v is free: routes or other beds use all of them; look at `ip route show table all`", spaces())
+}
+
+// spaces are the private address spaces that subnets come from, in order of preference: a route of a VPN may cover a whole one.
+func spaces() []string {
+	return []string{"10.128.0.0/9", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"}
 }
 
 // hostPrefixes are the networks the host has addresses in or routes to, the default routes aside.
@@ -113,13 +119,13 @@ func makeBedNetwork(ctx context.Context, r bedRecord) error {
 	if err := ipBatch(ctx, nil, lines); err != nil {
 		return err
 	}
-	if err := inNS(ctx, ns, "link set lo up", "link add br0 type bridge", "link set host master br0", "link set host up", "link set br0 up"); err != nil {
-		return err
-	}
 	if r.Network == "outbound" {
-		return openRoute(ctx, r)
+		if err := openRoute(ctx, r); err != nil {
+			return err
+		}
 	}
-	return nil
+	// Last of all br0 goes up: that it is up says that all is there.
+	return inNS(ctx, ns, "link set lo up", "link add br0 type bridge", "link set host master br0", "link set host up", "link set br0 up")
 }
 
 // inNS runs `ip` commands inside a named network namespace.
@@ -145,7 +151,7 @@ func removeNS(ctx context.Context, ns string) error {
 		return nil
 	}
 	if _, err := run(ctx, "ip", "netns", "del", ns); err != nil {
-		if errRemove := os.Remove(path); errRemove != nil {
+		if errRemove := os.Remove(path); errRemove != nil && !errors.Is(errRemove, os.ErrNotExist) {
 			return errors.Join(err, errRemove)
 		}
 	}
@@ -158,7 +164,7 @@ func makeNodeNetwork(ctx context.Context, r bedRecord, node string, index int) e
 	if _, err := run(ctx, "ip", "netns", "add", ns); err != nil {
 		return err
 	}
-	port, ip := fmt.Sprintf("n%d", index), address(r.Subnet, nodeOffset+index).As4()
+	port, ip := port(index), address(r.Subnet, nodeOffset+index).As4()
 	// A node made anew keeps its link address, or its neighbours would talk to the old one until their caches forget it.
 	mac := fmt.Sprintf("02:bf:%02x:%02x:%02x:%02x", ip[0], ip[1], ip[2], ip[3])
 	if err := inNS(ctx, bedNS(r.Owner.Bed),

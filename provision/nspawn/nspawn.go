@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,6 +34,7 @@ const DefaultRoot = "/var/lib/bedfellow/beds"
 
 const (
 	bootTimeout   = 60 * time.Second
+	adoptTimeout  = 15 * time.Second // for the sshd of a node that runs, on a busy host
 	deleteTimeout = 20 * time.Second
 	sshPort       = 22
 	userID        = 1000 // of the bed's user in every image
@@ -42,6 +44,10 @@ const (
 type Driver struct {
 	root   string
 	groups cgroups
+
+	mu   sync.Mutex
+	use  map[int]int // see cpuUse
+	used time.Time
 }
 
 // New returns a driver whose beds lie under root.
@@ -128,27 +134,23 @@ func hostMemory() bed.Size {
 
 // Create adopts or makes the node. See provision.Driver.
 func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.Status, err error) {
-	if st, err := d.adopt(ctx, m); err == nil {
-		return st, nil
-	} else if errors.As(err, new(*provision.ForeignError)) {
-		return provision.Status{}, err
+	st, err = d.adopt(ctx, m)
+	if !errors.Is(err, errDiffers) {
+		return st, err
 	}
 	step := progress.Start(ctx, "boot %s", m.Name)
 	defer func() { step.EndWith(st.Address, err) }()
-	if err := d.removeNode(ctx, m.Owner.Bed, m.Name); err != nil {
+	b, n, err := d.register(ctx, m)
+	if err != nil {
 		return provision.Status{}, err
 	}
-	defer func() {
+	defer func() { // the node is ours from here on, and no sooner
 		if err != nil {
 			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
 			defer cancel()
 			err = errors.Join(err, d.Delete(cleanup, m.Name))
 		}
 	}()
-	b, n, err := d.register(ctx, m)
-	if err != nil {
-		return provision.Status{}, err
-	}
 	if err := d.start(ctx, b, &n, m); err != nil {
 		return provision.Status{}, fmt.Errorf("boot node %s: %w", m.Name, err)
 	}
@@ -159,21 +161,36 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	return d.status(b.Owner.Bed, m.Name), nil
 }
 
-// adopt returns the machine if it stands exactly as asked for.
+// errDiffers says that there is no such machine, or one that must be made anew.
+var errDiffers = errors.New("the machine is not as asked for")
+
+// adopt returns the machine if it stands exactly as asked for. A machine of another state is a *provision.ForeignError; when the
+// context ends, nothing was decided.
 func (d *Driver) adopt(ctx context.Context, m provision.Machine) (provision.Status, error) {
 	if b, err := d.readBed(m.Owner.Bed); err == nil && !b.Owner.Same(m.Owner) {
 		return provision.Status{}, &provision.ForeignError{Have: b.Owner, Want: m.Owner}
 	}
 	st, err := d.Read(ctx, m.Name)
-	if err != nil {
-		return st, err
+	if err != nil || st.Owner != m.Owner || st.State != provision.Running || st.Digest != m.Digest() {
+		return st, errDiffers
 	}
-	if st.Owner != m.Owner || st.State != provision.Running || st.Digest != m.Digest() {
-		return st, fmt.Errorf("machine %s is not as asked for", m.Name)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	waiting, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
-	return st, remote.Answers(ctx, target(st))
+	if remote.Await(waiting, target(st)) != nil {
+		if ctx.Err() != nil {
+			return st, context.Cause(ctx)
+		}
+		return st, errDiffers
+	}
+	if !st.Expires.Equal(m.Expires) {
+		n, err := d.readNode(m.Owner.Bed, m.Name)
+		if err != nil {
+			return st, err
+		}
+		n.Expires, st.Expires = m.Expires, m.Expires
+		return st, d.writeNode(m.Owner.Bed, m.Name, n)
+	}
+	return st, nil
 }
 
 func target(st provision.Status) remote.Target {
@@ -214,11 +231,14 @@ func (d *Driver) register(ctx context.Context, m provision.Machine) (bedRecord, 
 			return b, nodeRecord{}, err
 		}
 	}
+	if err := d.removeNode(ctx, bedName, m.Name); err != nil {
+		return b, nodeRecord{}, err
+	}
 	n := nodeRecord{
-		Owner: m.Owner, Digest: m.Digest(), Address: address(b.Subnet, nodeOffset+m.Index),
+		Owner: m.Owner, Index: m.Index, Digest: m.Digest(), Address: address(b.Subnet, nodeOffset+m.Index),
 		HostPublicKey: m.HostPublicKey, Incarnation: rand.Text(), Expires: m.Expires,
 	}
-	n.HostCPUs, n.Oversubscribed = d.allotCPUs(m)
+	n.HostCPUs = d.allotCPUs(m)
 	dir := d.nodeDir(bedName, m.Name)
 	for _, sub := range []string{"upper", "work", "root"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
@@ -363,7 +383,7 @@ func (d *Driver) status(bedName, name string) provision.Status {
 		return st
 	}
 	st.Owner, st.Digest, st.HostPublicKey, st.Incarnation, st.Expires = n.Owner, n.Digest, n.HostPublicKey, n.Incarnation, n.Expires
-	st.HostCPUs, st.Oversubscribed = formatCPUs(n.HostCPUs), n.Oversubscribed
+	st.HostCPUs, st.Oversubscribed = formatCPUs(n.HostCPUs), d.shared(n.HostCPUs)
 	if n.Address != (netip.Addr{}) {
 		st.Address = n.Address.String()
 	}
@@ -427,6 +447,19 @@ func (d *Driver) Delete(ctx context.Context, name string) error {
 	return d.removeLast(ctx, bedName)
 }
 
+// Owners lists the marks of all beds here, those without a node included.
+func (d *Driver) Owners(context.Context) ([]provision.Owner, error) {
+	var owners []provision.Owner
+	for _, b := range d.beds() {
+		r, err := d.readBed(b)
+		if err != nil { // killed before it was written: nobody's, but named
+			r.Owner = provision.Owner{Bed: b}
+		}
+		owners = append(owners, r.Owner)
+	}
+	return owners, nil
+}
+
 // Sweep removes whatever there is of the bed, provided that it is the owner's.
 func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 	if b, err := d.readBed(owner.Bed); err == nil && !b.Owner.Same(owner) {
@@ -452,7 +485,9 @@ func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 // directory, so the caller does nothing more under it.
 func (d *Driver) removeLast(ctx context.Context, bedName string) error {
 	err := d.removeBed(ctx, bedName)
-	_ = os.Remove(d.root) // fails while it holds other beds
+	if os.Remove(d.root) == nil { // fails while it holds other beds
+		d.groups.removeAll(ctx)
+	}
 	return err
 }
 
@@ -493,9 +528,12 @@ func (d *Driver) removeNode(ctx context.Context, bedName, name string) error {
 	}
 	var errs []error
 	for _, path := range leftovers {
+		_ = syscall.Unmount(path, syscall.MNT_DETACH) // newer versions of nspawn mount something there
 		errs = append(errs, os.RemoveAll(path))
 	}
-	errs = append(errs, removeNS(ctx, nodeNS(name)), d.groups.remove(bedName, name))
+	// The kernel takes a namespace's links apart when it comes to it; the bed's end must be gone before the next node's is made.
+	_, _ = run(ctx, "ip", "-n", bedNS(bedName), "link", "del", port(n.Index))
+	errs = append(errs, removeNS(ctx, nodeNS(name)), d.groups.remove(ctx, bedName, name))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove node %s: %w", name, err)
 	}

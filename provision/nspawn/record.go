@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -32,15 +33,15 @@ type bedRecord struct {
 
 // nodeRecord is one node. Ready is written last: a node without it is half made.
 type nodeRecord struct {
-	Owner          provision.Owner `json:"owner"`
-	Digest         string          `json:"digest"`
-	Address        netip.Addr      `json:"address"`
-	HostPublicKey  string          `json:"hostPublicKey"`
-	Incarnation    string          `json:"incarnation"`
-	HostCPUs       []int           `json:"hostCPUs"` // empty: not pinned
-	Oversubscribed bool            `json:"oversubscribed"`
-	Expires        time.Time       `json:"expires"`
-	Ready          bool            `json:"ready"`
+	Owner         provision.Owner `json:"owner"`
+	Index         int             `json:"index"`
+	Digest        string          `json:"digest"`
+	Address       netip.Addr      `json:"address"`
+	HostPublicKey string          `json:"hostPublicKey"`
+	Incarnation   string          `json:"incarnation"`
+	HostCPUs      []int           `json:"hostCPUs"` // empty: not pinned
+	Expires       time.Time       `json:"expires"`
+	Ready         bool            `json:"ready"`
 	// RootInode of the node's root file system, which names nspawn's lock file.
 	RootInode string `json:"rootInode,omitempty"`
 }
@@ -57,6 +58,7 @@ func (d *Driver) readNode(bedName, node string) (nodeRecord, error) {
 }
 
 func (d *Driver) writeNode(bedName, node string, r nodeRecord) error {
+	defer d.forgetUse()
 	return writeJSON(filepath.Join(d.nodeDir(bedName, node), "node.json"), r)
 }
 
@@ -76,7 +78,7 @@ func subdirectories(dir string) []string {
 	return names
 }
 
-// bedOf finds which bed a node is of: the longest bed name that begins the node's.
+// bedOf finds which bed has a node of that name.
 func (d *Driver) bedOf(node string) (string, bool) {
 	for _, b := range d.beds() {
 		if _, err := os.Stat(d.nodeDir(b, node)); err == nil {
@@ -143,28 +145,49 @@ func (d *Driver) lock() (unlock func(), err error) {
 
 // allotCPUs chooses host CPUs for a compute node: those that the fewest other nodes run on. The control node computes nothing
 // and floats.
-func (d *Driver) allotCPUs(m provision.Machine) (cpus []int, oversubscribed bool) {
+func (d *Driver) allotCPUs(m provision.Machine) []int {
 	if m.Role == bed.Control {
-		return nil, false
+		return nil
+	}
+	use, online := d.cpuUse(), hostCPUs()
+	sort.SliceStable(online, func(i, j int) bool { return use[online[i]] < use[online[j]] })
+	cpus := online[:min(m.CPUs, len(online))]
+	sort.Ints(cpus)
+	return cpus
+}
+
+// shared tells whether more than one node, of any bed, runs on one of the host CPUs.
+func (d *Driver) shared(cpus []int) bool {
+	use := d.cpuUse()
+	return slices.ContainsFunc(cpus, func(c int) bool { return use[c] > 1 })
+}
+
+// cpuUse counts the nodes on each host CPU. It reads every record, and so no more than once a second.
+func (d *Driver) cpuUse() map[int]int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.use != nil && time.Since(d.used) < time.Second {
+		return d.use
 	}
 	use := map[int]int{}
 	for _, b := range d.beds() {
 		for _, n := range d.nodes(b) {
-			if r, err := d.readNode(b, n); err == nil && n != m.Name {
+			if r, err := d.readNode(b, n); err == nil {
 				for _, c := range r.HostCPUs {
 					use[c]++
 				}
 			}
 		}
 	}
-	online := hostCPUs()
-	sort.SliceStable(online, func(i, j int) bool { return use[online[i]] < use[online[j]] })
-	cpus = online[:min(m.CPUs, len(online))]
-	sort.Ints(cpus)
-	for _, c := range cpus {
-		oversubscribed = oversubscribed || use[c] > 0
-	}
-	return cpus, oversubscribed
+	d.use, d.used = use, time.Now()
+	return use
+}
+
+// forgetUse makes the next cpuUse read again.
+func (d *Driver) forgetUse() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.use = nil
 }
 
 // hostCPUs lists the CPUs this process may run on.

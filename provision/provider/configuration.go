@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"os"
 	"reflect"
 
 	p "github.com/pulumi/pulumi-go-provider"
@@ -118,7 +119,12 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	for _, n := range args.Inventory.Nodes {
 		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
 	}
+	enter := "bed ssh %s"
+	if stack := os.Getenv(StackEnv); stack != "" {
+		enter += " -s " + stack
+	}
 	result, err := ansible.Run{
+		Enter:     enter,
 		Playbooks: playbooks.FS, Playbook: "site.yml", Inventory: ansibleInventory(args),
 		ExtraVars:  map[string]any{"bed_munge_key": args.MungeKey},
 		PrivateKey: []byte(args.PrivateKey), KnownHosts: known.Bytes(), Forks: min(max(len(args.Inventory.Nodes), 5), 50),

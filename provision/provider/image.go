@@ -2,12 +2,12 @@ package provider
 
 import (
 	"context"
-	"errors"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
 
 	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 )
 
 // Image is one baked image, kept in the host's store by what it was made from. Destroying the resource leaves it there:
@@ -79,6 +79,8 @@ func (i *Image) make(ctx context.Context, args ImageArgs, dryRun bool) (ImageSta
 
 // Read looks whether the image is still in the store, and whole at a glance.
 func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, ImageState]) (infer.ReadResponse[ImageArgs, ImageState], error) {
+	ctx, done := withProgress(ctx)
+	defer done()
 	gone := infer.ReadResponse[ImageArgs, ImageState]{}
 	store, err := i.host.images()
 	if err != nil {
@@ -91,10 +93,11 @@ func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, Image
 	if !kept {
 		return gone, nil
 	}
-	if err := store.Verify(ctx, img.Digest, true); err != nil && !errors.Is(err, images.ErrNotFound) {
-		return gone, err
-	}
 	state := ImageState{ImageArgs: req.State.ImageArgs, Key: img.Key, Digest: img.Digest, Tree: img.Tree}
+	if err := store.Verify(ctx, img.Digest, true); err != nil { // drift, and no error: a bed is destroyed without its image too
+		progress.Note(ctx, "%v", err)
+		state.Digest = "damaged"
+	}
 	return infer.ReadResponse[ImageArgs, ImageState]{ID: req.ID, Inputs: req.Inputs, State: state}, nil
 }
 

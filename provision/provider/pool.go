@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"time"
 
 	p "github.com/pulumi/pulumi-go-provider"
@@ -145,15 +146,24 @@ func (r *Pool) Create(ctx context.Context, req infer.CreateRequest[PoolArgs]) (i
 	if req.DryRun {
 		return infer.CreateResponse[PoolState]{ID: id, Output: state}, nil
 	}
-	if req.Inputs.TTL != "" {
-		ttl, err := time.ParseDuration(req.Inputs.TTL)
-		if err != nil {
-			return infer.CreateResponse[PoolState]{}, fmt.Errorf("ttl %q: %w", req.Inputs.TTL, err)
-		}
-		state.Expires = time.Now().Add(ttl).UTC().Format(time.RFC3339)
+	var err error
+	if state.Expires, err = expiry(req.Inputs.TTL); err != nil {
+		return infer.CreateResponse[PoolState]{}, err
 	}
-	state, err := r.apply(ctx, state, nil)
+	state, err = r.apply(ctx, state, nil)
 	return infer.CreateResponse[PoolState]{ID: id, Output: state}, err
+}
+
+// expiry is the time a bed made now may be swept; empty for one that lives for ever.
+func expiry(ttl string) (string, error) {
+	if ttl == "" {
+		return "", nil
+	}
+	d, err := time.ParseDuration(ttl)
+	if err != nil {
+		return "", fmt.Errorf("ttl %q: %w", ttl, err)
+	}
+	return time.Now().Add(d).UTC().Format(time.RFC3339), nil
 }
 
 // Update removes machines that are no longer asked for, and makes those that are missing, broken or different.
@@ -163,7 +173,13 @@ func (r *Pool) Update(ctx context.Context, req infer.UpdateRequest[PoolArgs, Poo
 	if req.DryRun {
 		return infer.UpdateResponse[PoolState]{Output: state}, nil
 	}
-	state, err := r.apply(ctx, state, req.State.Machines)
+	var err error
+	if req.State.TTL != req.Inputs.TTL {
+		if state.Expires, err = expiry(req.Inputs.TTL); err != nil {
+			return infer.UpdateResponse[PoolState]{Output: req.State}, err
+		}
+	}
+	state, err = r.apply(ctx, state, req.State.Machines)
 	return infer.UpdateResponse[PoolState]{Output: state}, err
 }
 
@@ -179,10 +195,14 @@ func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine)
 	for _, n := range state.Nodes {
 		wanted[n.Name] = true
 	}
+	standing, err := d.List(ctx, state.Owner.Bed) // also what a killed run made and nobody recorded
+	if err != nil {
+		return state, err
+	}
 	var gone []string
-	for _, m := range before {
-		if !wanted[m.Name] {
-			gone = append(gone, m.Name)
+	for _, st := range standing {
+		if !wanted[st.Name] && st.Owner.Same(state.Owner) {
+			gone = append(gone, st.Name)
 		}
 	}
 	limit := d.Info().Concurrency
@@ -208,12 +228,12 @@ func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine)
 	for i, m := range state.Machines {
 		if m.Name == "" { // cancelled before its turn
 			state.Machines[i] = PoolMachine{Name: list[i].Name, State: missing, Detail: "not made: interrupted"}
-			failures[i] = errors.New("interrupted")
+			failures[i] = fmt.Errorf("node %s: interrupted before it was made", list[i].Name)
 		} else if failures[i] == nil && m.State != string(provision.Running) {
-			failures[i] = fmt.Errorf("is %s: %s", m.State, m.Detail)
+			failures[i] = fmt.Errorf("node %s is %s: %s", list[i].Name, m.State, m.Detail)
 		}
 		if failures[i] != nil {
-			reasons = append(reasons, fmt.Sprintf("node %s: %v", list[i].Name, failures[i]))
+			reasons = append(reasons, failures[i].Error())
 		}
 	}
 	if len(reasons) > 0 {
@@ -319,8 +339,12 @@ func (r *Pool) Diff(_ context.Context, req infer.DiffRequest[PoolArgs, PoolState
 	mark("hostKeys", p.Update, !reflect.DeepEqual(old.HostPublicKeys, now.HostPublicKeys))
 	mark("slow", p.Update, old.Slow != now.Slow)
 	mark("ttl", p.Update, old.TTL != now.TTL)
+	digests := map[string]string{} // a run that was killed may have left a machine of another spec than the state's
+	for _, m := range machines(now, time.Time{}) {
+		digests[m.Name] = m.Digest()
+	}
 	for i, m := range req.State.Machines {
-		if m.State != string(provision.Running) {
+		if m.State != string(provision.Running) || m.Digest != digests[m.Name] {
 			diff.HasChanges = true
 			diff.DetailedDiff[fmt.Sprintf("machines[%d].state", i)] = p.PropertyDiff{Kind: p.Update}
 		}
@@ -366,4 +390,38 @@ func Clear(ctx context.Context, d provision.Driver, owner provision.Owner) error
 		return sweeper.Sweep(ctx, owner)
 	}
 	return nil
+}
+
+// ClearState removes every bed that bears the mark of the state, under whatever name.
+func ClearState(ctx context.Context, d provision.Driver, state string) error {
+	owners, err := Owners(ctx, d)
+	if err != nil {
+		return err
+	}
+	for _, owner := range owners {
+		if owner.State == state {
+			if err := Clear(ctx, d, owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Owners lists the marks of all beds that the driver knows.
+func Owners(ctx context.Context, d provision.Driver) ([]provision.Owner, error) {
+	if sweeper, ok := d.(provision.Sweeper); ok {
+		return sweeper.Owners(ctx)
+	}
+	all, err := d.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var owners []provision.Owner
+	for _, st := range all {
+		if !slices.Contains(owners, st.Owner) {
+			owners = append(owners, st.Owner)
+		}
+	}
+	return owners, nil
 }

@@ -28,6 +28,9 @@ const Version = "0.1.0"
 // EventsEnv names a file to which progress is appended as lines of JSON; without it, progress goes to the engine's log.
 const EventsEnv = "BEDFELLOW_EVENTS"
 
+// StackEnv names the stack, for hints of what to type.
+const StackEnv = "BEDFELLOW_STACK"
+
 // SimEnv names the journal of the simulated driver's machines.
 const SimEnv = "BEDFELLOW_SIM"
 

@@ -145,7 +145,7 @@ func (d *Driver) fault(ctx context.Context, op, name string) (Fault, error) {
 		return hit, context.Cause(ctx)
 	}
 	if hit.Fail {
-		return hit, fmt.Errorf("%s machine %s: failed on request", op, name)
+		return hit, fmt.Errorf("%s node %s: failed on request", op, name)
 	}
 	return hit, nil
 }
@@ -179,7 +179,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (provision.Sta
 	}
 	if f.Half {
 		st.State, st.Detail = provision.Broken, "half made"
-		return provision.Status{}, errors.Join(fmt.Errorf("create machine %s: half made on request", m.Name), d.record(entry{Name: m.Name, Status: &st}))
+		return provision.Status{}, errors.Join(fmt.Errorf("create node %s: half made on request", m.Name), d.record(entry{Name: m.Name, Status: &st}))
 	}
 	return st, d.record(entry{Name: m.Name, Status: &st})
 }
@@ -193,7 +193,7 @@ func (d *Driver) Read(ctx context.Context, name string) (provision.Status, error
 	defer d.mu.Unlock()
 	st, ok := d.machines[name]
 	if !ok {
-		return st, fmt.Errorf("machine %s: %w", name, provision.ErrNotFound)
+		return st, fmt.Errorf("node %s: %w", name, provision.ErrNotFound)
 	}
 	return st, nil
 }

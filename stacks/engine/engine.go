@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/blang/semver"
@@ -81,7 +82,7 @@ func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
 func (w *Workspace) foreign(ctx context.Context, d provision.Driver, name string) bed.Problems {
 	found, _ := d.List(ctx, name)
 	for _, st := range found {
-		if want := (provision.Owner{Bed: name, State: w.StateURL()}); st.Owner.State != "" && !st.Owner.Same(want) {
+		if want := (provision.Owner{Bed: name, State: w.OwnerState()}); st.Owner.State != "" && !st.Owner.Same(want) {
 			err := &provision.ForeignError{Have: st.Owner, Want: want}
 			return bed.Problems{{Key: "name", Value: name, Reason: err.Error(), Remedy: "write -c name=…", Host: true}}
 		}
@@ -119,7 +120,7 @@ func (w *Workspace) Up(ctx context.Context) (Standing, error) {
 		return Standing{}, err
 	}
 	defer unlock()
-	if err := w.writeConfig(w.configFile()); err != nil {
+	if err := w.writeConfig(w.configFile(), true); err != nil {
 		return Standing{}, err
 	}
 	s, err := w.open(ctx)
@@ -148,7 +149,7 @@ func (w *Workspace) Preview(ctx context.Context) (map[string]int, error) {
 	defer unlock()
 	fresh := !exists(w.configFile())
 	if fresh {
-		if err := w.writeConfig(w.configFile()); err != nil {
+		if err := w.writeConfig(w.configFile(), false); err != nil {
 			return nil, err
 		}
 	}
@@ -158,7 +159,7 @@ func (w *Workspace) Preview(ctx context.Context) (map[string]int, error) {
 	}
 	defer s.close()
 	once := filepath.Join(w.stackDir(), "Pulumi."+w.Stack+".yaml") // beside the kept one, whose salt it needs
-	if err := w.writeConfig(once); err != nil {
+	if err := w.writeConfig(once, true); err != nil {
 		return nil, err
 	}
 	defer os.Remove(once)
@@ -192,39 +193,37 @@ func (w *Workspace) Refresh(ctx context.Context) (map[string]int, error) {
 }
 
 // Destroy removes the bed: first by the engine, which knows what it made, then by the owner's mark, which finds what the engine
-// was killed over. It ends with nothing left of the stack here or on the host; the images stay.
+// was killed over, under whatever name and driver. It ends with nothing left of the stack here or on the host; the images stay.
+// The configuration may be wrong by now. It goes last, so that a destroy that was killed can be given again.
 func (w *Workspace) Destroy(ctx context.Context) error {
-	spec, err := w.Spec()
-	if err != nil {
-		return err
-	}
 	unlock, err := w.lock(ctx, "destroy")
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	var s *session
 	if exists(w.configFile()) {
-		s, err := w.open(ctx)
-		if err != nil {
+		if s, err = w.open(ctx); err != nil {
 			return err
 		}
 		defer s.close()
 		if _, err := s.stack.Destroy(ctx, optdestroy.EventStreams(s.events), optdestroy.Color("never")); err != nil {
 			return s.explain(ctx, "destroy", err)
 		}
+	}
+	for _, name := range drivers.Names() {
+		d, err := drivers.Open(name, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
+		if err != nil {
+			return err
+		}
+		if err := provider.ClearState(ctx, d, w.OwnerState()); err != nil {
+			return fmt.Errorf("remove what is left of stack %s: %w", w.Stack, err)
+		}
+	}
+	if s != nil {
 		if err := w.discard(ctx, s); err != nil {
 			return err
 		}
-	}
-	d, err := drivers.Open(spec.Driver, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
-	if err != nil {
-		return err
-	}
-	var foreign *provision.ForeignError
-	if err := provider.Clear(ctx, d, provision.Owner{Bed: spec.Name, State: w.StateURL()}); errors.As(err, &foreign) {
-		progress.Note(ctx, "the bed %s on this host belongs to %s and was left alone", spec.Name, foreign.Have.State)
-	} else if err != nil {
-		return fmt.Errorf("remove what is left of bed %s: %w", spec.Name, err)
 	}
 	return w.forget()
 }
@@ -242,7 +241,7 @@ func (w *Workspace) Standing(ctx context.Context) (Standing, error) {
 	if !exists(w.configFile()) {
 		return Standing{}, w.noBed()
 	}
-	s, err := w.openSession(ctx)
+	s, err := w.openSession(ctx, false)
 	if err != nil {
 		return Standing{}, err
 	}
@@ -251,10 +250,39 @@ func (w *Workspace) Standing(ctx context.Context) (Standing, error) {
 		return Standing{}, s.explain(ctx, "read", err)
 	}
 	if _, ok := outputs["inventory"]; !ok {
-		return Standing{}, w.noBed()
+		return w.halfMade(ctx, s)
 	}
 	standing, err := standing(outputs)
 	return standing, errors.Join(err, w.keepKey(standing))
+}
+
+// halfMade reads a bed whose first up failed after its machines were made, so that a person can enter them and look.
+func (w *Workspace) halfMade(ctx context.Context, s *session) (Standing, error) {
+	exported, err := s.stack.Export(ctx)
+	if err != nil {
+		return Standing{}, s.explain(ctx, "read", err)
+	}
+	var deployment struct {
+		Resources []struct {
+			Type    string
+			Outputs json.RawMessage
+		}
+	}
+	if err := json.Unmarshal(exported.Deployment, &deployment); err != nil {
+		return Standing{}, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
+	}
+	for _, r := range deployment.Resources {
+		if r.Type != "bedfellow:index:Pool" {
+			continue
+		}
+		inventory, key, err := provider.Standing(r.Outputs)
+		if err != nil {
+			return Standing{}, fmt.Errorf("the machines in the state of stack %s: %w", w.Stack, err)
+		}
+		found := Standing{Inventory: inventory, PrivateKey: key}
+		return found, w.keepKey(found)
+	}
+	return Standing{}, w.noBed()
 }
 
 func (w *Workspace) noBed() error {
@@ -303,7 +331,8 @@ type session struct {
 	w      *Workspace
 	stack  auto.Stack
 	events chan events.EngineEvent
-	errors []string
+	mu     sync.Mutex
+	errors []string // guarded by mu
 	done   chan struct{}
 	stop   func()
 }
@@ -313,7 +342,7 @@ func (w *Workspace) open(ctx context.Context) (*session, error) {
 	if err := w.prepare(); err != nil {
 		return nil, err
 	}
-	s, err := w.openSession(ctx)
+	s, err := w.openSession(ctx, true)
 	if err != nil {
 		return nil, err
 	}
@@ -322,7 +351,9 @@ func (w *Workspace) open(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-func (w *Workspace) openSession(ctx context.Context) (*session, error) {
+// openSession opens the stack, to work on it or to look at it only: then it is not made, and the processes do not bear the mark,
+// for they hold no lock and are nobody's leftovers.
+func (w *Workspace) openSession(ctx context.Context, work bool) (*session, error) {
 	env, err := w.environment()
 	if err != nil {
 		return nil, err
@@ -331,10 +362,18 @@ func (w *Workspace) openSession(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	stack, err := auto.UpsertStackInlineSource(ctx, w.Stack, stacks.Namespace, stacks.ProgramIn(w.StateURL()),
-		auto.WorkDir(w.Root), auto.EnvVars(env), auto.Pulumi(cli))
+	open := auto.UpsertStackInlineSource
+	if !work {
+		open = auto.SelectStackInlineSource
+		delete(env, markEnv)
+		delete(env, "TMPDIR")
+	}
+	stack, err := open(ctx, w.Stack, stacks.Namespace, stacks.ProgramIn(w.StateURL()), auto.WorkDir(w.Root), auto.EnvVars(env), auto.Pulumi(cli))
 	s := &session{w: w, stack: stack, events: make(chan events.EngineEvent, 64), done: make(chan struct{}), stop: func() {}}
 	if err != nil {
+		if !work && auto.IsSelectStack404Error(err) {
+			return nil, w.noBed()
+		}
 		return nil, s.explain(ctx, "open", err)
 	}
 	return s, nil
@@ -364,8 +403,10 @@ func (s *session) listen() {
 	defer close(s.done)
 	for e := range s.events {
 		if d := e.DiagnosticEvent; d != nil && d.Severity == "error" {
-			if text := strings.TrimSpace(colours.ReplaceAllString(d.Message, "")); text != "" {
+			if text := strings.TrimSpace(colours.ReplaceAllString(d.Message, "")); text != "" && text != "update failed" {
+				s.mu.Lock()
 				s.errors = append(s.errors, text)
+				s.mu.Unlock()
 			}
 		}
 	}
@@ -384,6 +425,8 @@ func (s *session) explain(ctx context.Context, what string, err error) error {
 		case <-time.After(2 * time.Second):
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.stack.Name() == "" || len(s.errors) == 0 {
 		text := err.Error()
 		if strings.Contains(text, "incorrect passphrase") {

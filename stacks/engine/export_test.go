@@ -7,4 +7,4 @@ func Lock(ctx context.Context, w *Workspace, command string) (func(), error) {
 	return w.lock(ctx, command)
 }
 
-func WriteConfig(w *Workspace, path string) error { return w.writeConfig(path) }
+func WriteConfig(w *Workspace, path string) error { return w.writeConfig(path, true) }

@@ -18,6 +18,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
 )
 
@@ -92,6 +93,21 @@ func (w *Workspace) StateURL() string {
 	return "file://" + w.dir("state")
 }
 
+// OwnerState is the state in the mark of this stack's beds.
+func (w *Workspace) OwnerState() string { return stacks.OwnerState(w.StateURL(), w.Stack) }
+
+// Knows tells whether the state in a mark is one of a stack in this folder.
+func Knows(root, state string) bool {
+	configs, _ := filepath.Glob(filepath.Join(root, ".bed", "config", "Pulumi.*.yaml"))
+	for _, path := range configs {
+		stack := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "Pulumi."), ".yaml")
+		if (&Workspace{Root: root, Stack: stack}).OwnerState() == state {
+			return true
+		}
+	}
+	return false
+}
+
 // Mark is what every process that works on this stack bears in its environment.
 func (w *Workspace) Mark() string {
 	sum := sha256.Sum256([]byte(w.StateURL() + "\n" + w.Stack))
@@ -106,7 +122,7 @@ func (w *Workspace) Spec() (bed.Spec, error) {
 
 // checkOwnership refuses a .bed that is not the caller's own folder: a link, or somebody else's, could send keys anywhere.
 func (w *Workspace) checkOwnership() error {
-	for _, path := range []string{w.dir(), w.dir("config"), w.dir("stacks"), w.stackDir(), w.dir("passphrase"), w.configFile()} {
+	for _, path := range []string{w.dir(), w.dir("config"), w.dir("stacks"), w.stackDir(), w.dir("passphrase"), w.configFile(), w.tmp()} {
 		info, err := os.Lstat(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -175,11 +191,15 @@ func valuesOf(document map[string]any) (map[string]string, error) {
 	return values, nil
 }
 
-// writeConfig writes the configuration, with the settings that Open was given, to path.
-func (w *Workspace) writeConfig(path string) error {
+// writeConfig writes the configuration to path, with or without the settings that Open was given.
+func (w *Workspace) writeConfig(path string, settings bool) error {
 	document, err := w.document()
 	if err != nil {
 		return err
+	}
+	values := w.values
+	if !settings {
+		values = nil
 	}
 	before, err := valuesOf(document)
 	if err != nil {
@@ -190,7 +210,7 @@ func (w *Workspace) writeConfig(path string) error {
 		config = map[string]any{}
 		document["config"] = config
 	}
-	for key, value := range w.values {
+	for key, value := range values {
 		if old, ok := before[key]; ok && old == value {
 			continue
 		}
@@ -226,8 +246,8 @@ func (w *Workspace) environment() (map[string]string, error) {
 		"PULUMI_SKIP_UPDATE_CHECK":                    "true",
 		"PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
 		"PATH":             filepath.Dir(self) + string(os.PathListSeparator) + os.Getenv("PATH"),
-		"BEDFELLOW_EVENTS": w.stackDir("events.ndjson"),
-		"BEDFELLOW_SIM":    w.stackDir("sim.journal"),
+		provider.EventsEnv: w.stackDir("events.ndjson"),
+		provider.SimEnv:    w.stackDir("sim.journal"),
 		"TMPDIR":           w.tmp(),
 		markEnv:            w.Mark(),
 	}
@@ -256,14 +276,28 @@ func (w *Workspace) prepare() error {
 			return err
 		}
 	}
-	f, err := os.OpenFile(w.dir("passphrase"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err == nil {
-		_, err = f.WriteString(rand.Text() + rand.Text())
-		err = errors.Join(err, f.Close())
-	} else if errors.Is(err, fs.ErrExist) {
-		err = nil
-	}
+	err := w.makePassphrase()
 	return errors.Join(err, writeFile(w.stackDir("events.ndjson"), nil))
+}
+
+// makePassphrase makes it once, whole or not at all, however many commands begin at once.
+func (w *Workspace) makePassphrase() error {
+	if exists(w.dir("passphrase")) {
+		return nil
+	}
+	f, err := os.CreateTemp(w.dir(), ".passphrase-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(rand.Text() + rand.Text())
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(f.Name(), w.dir("passphrase")); !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 // forget removes what the stack has under .bed, and .bed itself with the last stack.

@@ -1,0 +1,153 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/stacks/engine"
+)
+
+// inventory is the bed as its state has it.
+func (p place) inventory(t *testing.T) bed.Inventory {
+	t.Helper()
+	var inv bed.Inventory
+	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "inventory", "-s", p.stack).stdout), &inv))
+	return inv
+}
+
+func (p place) keyFile() string {
+	return filepath.Join(p.dir, ".bed/stacks", p.stack, "id_ed25519")
+}
+
+// on runs a shell command on a node, over a connection that accepts that node's key alone.
+func (p place) on(t *testing.T, inv bed.Inventory, node int, command string) (string, error) {
+	t.Helper()
+	key, err := os.ReadFile(p.keyFile())
+	require.NoError(t, err)
+	signer, err := ssh.ParsePrivateKey(key)
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	n := inv.Nodes[node]
+	c, err := remote.Dial(ctx, remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, User: inv.User, HostKey: n.HostKey, Signer: signer})
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	r, err := c.Run(ctx, command)
+	return strings.TrimSpace(string(r.Stdout)), err
+}
+
+// must is on for a command that goes well.
+func (p place) must(t *testing.T, inv bed.Inventory, node int, command string) string {
+	t.Helper()
+	out, err := p.on(t, inv, node, command)
+	require.NoError(t, err)
+	return out
+}
+
+// computes fails the test unless the workload manager runs a job on every compute node at once.
+func (p place) computes(t *testing.T, inv bed.Inventory) {
+	t.Helper()
+	var names []string
+	for _, n := range inv.Compute() {
+		names = append(names, n.Name)
+	}
+	require.Equal(t, "slurm", inv.WorkloadManager, "this suite speaks Slurm only")
+	control := 0
+	require.Equal(t, inv.Control().Name, inv.Nodes[control].Name)
+	ran := strings.Fields(p.must(t, inv, control, fmt.Sprintf("srun --mpi=none --immediate=20 -N%d --ntasks-per-node=1 hostname", len(names))))
+	require.ElementsMatch(t, names, ran, "the nodes that ran a rank")
+}
+
+// states are what `bed status` says of each node.
+func (p place) states(t *testing.T) map[string]engine.Machine {
+	t.Helper()
+	var out struct{ Machines []engine.Machine }
+	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "status", "-s", p.stack, "-o", "json").stdout), &out))
+	found := map[string]engine.Machine{}
+	for _, m := range out.Machines {
+		found[m.Name] = m
+	}
+	return found
+}
+
+// incarnations are when each node's disk was made, by name.
+func incarnations(inv bed.Inventory) map[string]string {
+	found := map[string]string{}
+	for _, n := range inv.Nodes {
+		found[n.Name] = n.Incarnation
+	}
+	return found
+}
+
+// changes is what the engine did in a call.
+func changes(t *testing.T, c call) map[string]int {
+	t.Helper()
+	var out struct{ Changes map[string]int }
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &out), "%s", c)
+	return out.Changes
+}
+
+// supervisor is the process that holds a node of the nspawn driver, init its child.
+func supervisor(t *testing.T, node string) int {
+	t.Helper()
+	return onePID(t, "-f", "^systemd-nspawn .*--machine="+node+" ")
+}
+
+func initOf(t *testing.T, node string) int {
+	t.Helper()
+	return onePID(t, "-P", fmt.Sprint(supervisor(t, node)))
+}
+
+func onePID(t *testing.T, args ...string) int {
+	t.Helper()
+	out, err := exec.Command("pgrep", args...).Output()
+	require.NoError(t, err, "pgrep %v", args)
+	var pid int
+	_, err = fmt.Sscan(string(out), &pid)
+	require.NoError(t, err)
+	return pid
+}
+
+// kill ends a process by force and waits until it is gone.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	eventually(t, fmt.Sprintf("the death of process %d", pid), 10*time.Second, func() error {
+		if alive(pid) {
+			return fmt.Errorf("process %d is alive", pid)
+		}
+		return nil
+	})
+}
+
+// alive says whether a process runs. One that is dead and that its parent has not asked after yet does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(stat), ") ")
+	return !strings.HasPrefix(after, "Z")
+}
+
+// needNspawn skips a test that takes a node apart by hand, for which it must know how the driver makes one.
+func needNspawn(t *testing.T, inv bed.Inventory) {
+	if inv.Driver != "nspawn" {
+		t.Skipf("this test knows how to break nodes of the nspawn driver only, not of %s", inv.Driver)
+	}
+}

@@ -1,0 +1,126 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/results"
+)
+
+const repeats = 2
+
+// small is the scenario's smallest problem: what is tested is that it runs everywhere and is kept, not how fast it is.
+var small = []string{"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=20"}
+
+// scenario: LAMMPS runs a rank on every compute node, every repetition is kept with its physics right, and the page is made.
+func (p place) scenario(t *testing.T) {
+	inv := p.inventory(t)
+	c := p.ok(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "2", "-o", "json"}, small...)...)
+	var said struct {
+		Dir     string          `json:"dir"`
+		Summary results.Summary `json:"summary"`
+	}
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+	assert.True(t, strings.HasPrefix(said.Dir, filepath.Join(p.dir, "results", p.stack, "lammps")), said.Dir)
+	r, err := results.Load(said.Dir)
+	require.NoError(t, err)
+	assert.Empty(t, r.Problems)
+	assert.Equal(t, results.OK, r.Run.Status)
+
+	ranks := map[string]map[int]bool{} // node → the repetitions it ran a rank of
+	for _, rank := range r.Run.Ranks {
+		if !rank.Warmup {
+			if ranks[rank.Node] == nil {
+				ranks[rank.Node] = map[int]bool{}
+			}
+			ranks[rank.Node][rank.Repetition] = true
+			assert.Positive(t, rank.PID)
+		}
+	}
+	for _, n := range inv.Compute() {
+		assert.Len(t, ranks[n.Name], repeats, "repetitions with a rank on %s", n.Name)
+	}
+	assert.Len(t, ranks, len(inv.Compute()), "the control node computes nothing: %v", ranks)
+
+	measured := map[string]int{}
+	for _, s := range r.Samples {
+		assert.Equal(t, results.OK, s.Status, "%s: %s", s.Metric, s.Reason)
+		if !s.Warmup {
+			measured[s.Metric]++
+		}
+		if s.Log != "" {
+			log, err := os.ReadFile(filepath.Join(said.Dir, s.Log))
+			require.NoError(t, err)
+			assert.Contains(t, string(log), "304 atoms", s.Log)
+		}
+	}
+	require.NotEmpty(t, measured)
+	for metric, n := range measured {
+		assert.Equal(t, repeats, n, "repetitions of %s", metric)
+	}
+	for _, stat := range said.Summary.Stats {
+		assert.Equal(t, repeats, stat.N, stat.Metric)
+		assert.Zero(t, stat.Failed, stat.Metric)
+	}
+
+	page := filepath.Join(p.dir, "report.html")
+	p.ok(t, "report", said.Dir, "-o", page)
+	html, err := os.ReadFile(page)
+	require.NoError(t, err)
+	assert.Contains(t, string(html), "<svg")
+	assert.Contains(t, string(html), inv.Nodes[1].Name)
+	outside := regexp.MustCompile(`(?i)(src|href)\s*=\s*["']?(https?:)?//|url\(\s*["']?https?:|@import`)
+	assert.Empty(t, outside.FindString(string(html)), "the page needs the network")
+
+	p.interruptedRun(t, inv)
+	p.fails(t, 2, []string{"run", "lamps", "-s", p.stack}, "lammps")
+	p.fails(t, 3, []string{"run", "lammps", "-s", p.stack, "--param", "nodes=99"}, "nodes")
+}
+
+// interruptedRun: Ctrl-C ends a run at once and the job with it, and what was measured until then is kept.
+func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
+	run := p.start(t, nil, append([]string{"run", "lammps", "-s", p.stack, "-n", "500", "-o", "json"}, small...)...)
+	dirs := func() []string {
+		all, err := filepath.Glob(filepath.Join(p.dir, "results", p.stack, "lammps", "*"))
+		require.NoError(t, err)
+		return all
+	}
+	eventually(t, "the first repetition of a long run", 60*time.Second, func() error {
+		all := dirs()
+		r, err := results.Load(all[len(all)-1])
+		if err == nil && (r.Run.Status != results.Running || len(r.Samples) == 0) {
+			err = fmt.Errorf("%s is %s with %d samples", r.Dir, r.Run.Status, len(r.Samples))
+		}
+		return err
+	})
+	run.interrupt(t)
+	c := run.wait(t)
+	require.Equal(t, 1, c.code, "%s", c)
+	assert.Contains(t, c.stderr, "interrupt")
+	all := dirs()
+	r, err := results.Load(all[len(all)-1])
+	require.NoError(t, err)
+	assert.Equal(t, results.Interrupted, r.Run.Status)
+	assert.NotEmpty(t, r.Samples)
+	assert.Contains(t, c.stdout+c.stderr, r.Run.ID, "it says where the results are")
+	eventually(t, "an empty queue", 15*time.Second, func() error {
+		if queue := p.must(t, inv, 0, "squeue -h"); queue != "" {
+			return errors.New(queue)
+		}
+		return nil
+	})
+	for i, n := range inv.Nodes {
+		assert.Empty(t, p.must(t, inv, i, "pgrep -x lmp || true"), "LAMMPS still runs on %s", n.Name)
+	}
+}
