@@ -4,7 +4,7 @@ STACK ?= lima-ci
 # No C compiler is needed.
 export CGO_ENABLED := 0
 
-.PHONY: tools quickstart test e2e lint destroy schema
+.PHONY: tools quickstart test e2e soak lint destroy schema
 
 tools:
 	@go run ./hack/prepare -pulumi $(PULUMI_VERSION)
@@ -21,6 +21,12 @@ test: tools
 
 e2e: tools
 	go test -timeout 60m -v ./e2e -args -stack $(STACK)
+
+# Fifty kills at random moments; KILLS and SEED replay a run.
+KILLS ?= 50
+SEED ?= 0
+soak: tools
+	go test -count=1 -timeout 120m -v ./e2e -run TestKills -args -kills $(KILLS) -seed $(SEED)
 
 lint:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

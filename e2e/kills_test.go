@@ -1,0 +1,170 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"flag"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+)
+
+var (
+	killsFlag = flag.Int("kills", 5, "how many commands are killed")
+	seedFlag  = flag.Uint64("seed", 0, "of what is killed and when; 0 chooses one and prints it")
+)
+
+// TestKills: SIGKILL of bed with its group, of the engine, of the plugin or of a node's supervisor, at a random moment of up or
+// destroy. Then either the next up finishes the bed or destroy leaves nothing.
+func TestKills(t *testing.T) {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("replay with: go test ./e2e -run TestKills -args -kills %d -seed %d", *killsFlag, seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	p := newPlace(t, "kills", "quickstart", "e2e-kill")
+	before := census(t)
+	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
+
+	// How long they take when left alone says when to strike.
+	took := map[string]time.Duration{}
+	timed := func(command string, args ...string) {
+		begin := time.Now()
+		p.ok(t, args...)
+		took[command] = time.Since(begin)
+	}
+	up, destroy := p.upArgs("nodes=2"), []string{"destroy", "-s", p.stack}
+	timed("up", up...)
+	timed("destroy", destroy...)
+	same(t, before)
+
+	struck := 0
+	for i := range *killsFlag {
+		command, args := "up", up
+		if random.IntN(3) == 0 {
+			command, args = "destroy", destroy
+			p.ok(t, up...)
+		}
+		victim := []string{"bed", "pulumi", "pulumi-resource-bedfellow", "node"}[random.IntN(4)]
+		moment := time.Duration(random.Float64() * 1.05 * float64(took[command]))
+		finish := []string{"up", "destroy"}[random.IntN(2)]
+		t.Logf("%d: %s of %s %s into it, then %s", i+1, victim, command, moment.Round(time.Millisecond), finish)
+
+		c := p.start(t, nil, args...)
+		time.Sleep(moment) // the random moment itself
+		if p.strike(t, c, victim) {
+			struck++
+		}
+		c.wait(t)
+		if finish == "up" {
+			inv, _ := p.up(t)
+			p.computes(t, inv)
+			continue
+		}
+		p.ok(t, destroy...)
+		same(t, before)
+	}
+	t.Logf("%d of %d struck something that was there", struck, *killsFlag)
+	if *killsFlag >= 5 {
+		assert.NotZero(t, struck, "nothing was ever killed")
+	}
+}
+
+// strike kills what is there of the victim at this moment, and says whether there was anything.
+func (p place) strike(t *testing.T, c *process, victim string) bool {
+	t.Helper()
+	switch victim {
+	case "bed":
+		return syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) == nil
+	case "node":
+		return killAny(t, func(comm, line, _ string) bool {
+			return comm == "systemd-nspawn" && strings.Contains(line, "--machine="+p.bed+"-")
+		})
+	default:
+		return killAny(t, func(_, line, environ string) bool {
+			name, _, _ := strings.Cut(line, "\x00")
+			return filepath.Base(name) == victim && strings.Contains(environ, "HOME="+work(t, "home")) && strings.Contains(environ, p.dir)
+		})
+	}
+}
+
+// killAny kills one process that fits.
+func killAny(t *testing.T, fits func(comm, line, environ string) bool) bool {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	require.NoError(t, err)
+	for _, dir := range dirs {
+		read := func(name string) string { data, _ := os.ReadFile(filepath.Join(dir, name)); return string(data) }
+		if !fits(strings.TrimSpace(read("comm")), read("cmdline"), read("environ")) {
+			continue
+		}
+		var pid int
+		if json.Unmarshal([]byte(filepath.Base(dir)), &pid) == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// TestKilledBeforeRecording: machines stand and no state knows of them, because everything was killed between making and
+// recording. They are seen, and destroy removes them.
+func TestKilledBeforeRecording(t *testing.T) {
+	p := newPlace(t, "unrecorded", "quickstart", "e2e-unrec")
+	before := census(t)
+	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
+
+	c := p.start(t, nil, p.upArgs("nodes=2")...)
+	c.await(t, progress.Done, "boot ")
+	for _, victim := range []string{"pulumi", "pulumi-resource-bedfellow", "bed"} {
+		p.strike(t, c, victim)
+	}
+	c.wait(t)
+	assert.Contains(t, p.sweep(t, "--owner", p.bed), bed.NodeName(p.bed, 0)[:len(p.bed)], "the machines are in view")
+
+	// Even with everything gone that this folder knew.
+	require.NoError(t, os.RemoveAll(filepath.Join(p.dir, ".bed")))
+	assert.Contains(t, p.sweep(t), `"`+p.bed+`"`, "sweep lists what no state knows")
+	p.ok(t, "destroy", "-s", p.stack)
+	same(t, before)
+}
+
+// TestSweep removes what is named, and nothing else.
+func TestSweep(t *testing.T) {
+	lost := newPlace(t, "lost", "quickstart", "e2e-lost")
+	kept := newPlace(t, "kept", "quickstart", "e2e-kept")
+	before := census(t)
+	t.Cleanup(func() {
+		lost.ok(t, "destroy", "-s", "quickstart")
+		kept.ok(t, "destroy", "-s", "quickstart")
+		same(t, before)
+	})
+	lost.up(t, "nodes=1")
+	inv, _ := kept.up(t, "nodes=1")
+	require.NoError(t, os.RemoveAll(filepath.Join(lost.dir, ".bed")))
+
+	list := lost.sweep(t)
+	assert.Contains(t, list, `"e2e-lost"`)
+	assert.Contains(t, list, `"e2e-kept"`, "the other clone's is unknown here too")
+	assert.NotContains(t, kept.sweep(t), `"e2e-kept"`, "its own clone knows it")
+	lost.fails(t, 2, []string{"sweep", "--delete"}, "--owner")
+	lost.ok(t, "sweep", "--delete", "--owner", "e2e-lost")
+	assert.NotContains(t, lost.sweep(t), `"e2e-lost"`)
+	kept.computes(t, inv)
+	kept.ok(t, "destroy", "-s", "quickstart")
+	same(t, before)
+}
+
+func (p place) sweep(t *testing.T, args ...string) string {
+	t.Helper()
+	return p.ok(t, append([]string{"sweep", "-o", "json"}, args...)...).stdout
+}
