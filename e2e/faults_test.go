@@ -52,6 +52,12 @@ func TestInterrupted(t *testing.T) {
 		inv, _ := p.up(t)
 		p.computes(t, inv)
 	})
+	t.Run("Ctrl-C while destroying", func(t *testing.T) {
+		destroy := p.start(t, nil, "destroy", "-s", p.stack, "-o", "json")
+		destroy.await(t, progress.Started, "destroy ")
+		destroy.interrupt(t)
+		require.Equal(t, 1, destroy.wait(t).code)
+	})
 	p.ok(t, "destroy", "-s", p.stack)
 	same(t, before)
 }

@@ -17,7 +17,7 @@ import (
 
 // bake fills the bake's tree and manifest: base system, then roles and what they build side by side.
 func bake(ctx context.Context, b *bakery) error {
-	if err := b.store.preflight(); err != nil {
+	if err := b.store.preflight(b.def); err != nil {
 		return err
 	}
 	if err := b.base(ctx); err != nil {
@@ -79,6 +79,8 @@ func (b *bakery) base(ctx context.Context) error {
 		"--components=" + strings.Join(b.def.Components, ","),
 		"--skip=download/empty,essential/unlink,cleanup/apt",
 		`--aptopt=APT::Keep-Downloaded-Packages "true"`, `--aptopt=APT::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`,
+		// Without it, mmdebstrap on a host of another distribution writes into the image where it found the keys.
+		"--keyring=" + b.def.keyring(),
 		`--aptopt=Acquire::Retries "2"`, `--aptopt=Acquire::http::Timeout "20"`,
 		"--dpkgopt=force-unsafe-io", // a bake that is cut short is thrown away
 		// Roles build from source packages; one line per source, before the lists are fetched.

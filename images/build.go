@@ -20,7 +20,7 @@ import (
 // Errors a caller may want to tell apart. What they wrap says more.
 var (
 	ErrNotRoot   = errors.New("images are baked by root")
-	ErrMissing   = errors.New("tools are missing")
+	ErrMissing   = errors.New("what a bake needs is missing")
 	ErrNoSpace   = errors.New("no space left")
 	ErrNoArchive = errors.New("the package archive does not answer")
 )
@@ -46,7 +46,7 @@ type bakery struct {
 
 // Build returns the image of a request and bakes it when there is none yet. Of two who ask for the same at once one bakes and
 // the other waits for it. It must be run by root. When it fails or is killed, nothing of the bake is left but the packages
-// and artifacts that were whole; what a kill leaves on disk goes with the next Build or Sweep.
+// and artifacts that were whole; what a kill leaves on disk goes with the next Build, Sweep or Prune.
 func (s *Store) Build(ctx context.Context, req Request) (Image, error) {
 	if img, ok, err := s.Get(ctx, req); ok || err != nil {
 		return img, err
@@ -74,7 +74,13 @@ func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Im
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return Image{}, fmt.Errorf("making the image store: %w", notRoot(err))
 	}
-	lock, err := s.lockWith(ctx, b.m.Key, func() { step.Update("waiting for another bake of the same image") })
+	// Before the key's, as Prune takes them.
+	kept, err := s.lockWith(ctx, keptLock, syscall.LOCK_SH, func() { step.Update("waiting for a prune of the store") })
+	if err != nil {
+		return Image{}, err
+	}
+	defer kept.Close()
+	lock, err := s.lockWith(ctx, b.m.Key, syscall.LOCK_EX, func() { step.Update("waiting for another bake of the same image") })
 	if err != nil {
 		return Image{}, err
 	}
@@ -167,7 +173,9 @@ func (b *bakery) stage(name string) func() {
 }
 
 // Sweep removes what killed bakes left. A bake that lives holds its lock, as does everything it started, and is not touched.
-func (s *Store) Sweep(ctx context.Context) error {
+func (s *Store) Sweep(ctx context.Context) error { return s.sweep(ctx, removeTree) }
+
+func (s *Store) sweep(ctx context.Context, remove func(dir string) error) error {
 	dirs, err := filepath.Glob(filepath.Join(s.dir, "bake", "*"))
 	if err != nil {
 		return err
@@ -176,14 +184,14 @@ func (s *Store) Sweep(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		lock, err := s.tryLock(filepath.Base(dir))
+		lock, err := s.tryLock(filepath.Base(dir), syscall.LOCK_EX)
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		err = removeTree(dir)
+		err = remove(dir)
 		lock.Close()
 		if err != nil {
 			return err
@@ -195,12 +203,15 @@ func (s *Store) Sweep(ctx context.Context) error {
 func (s *Store) bakeDir(key string) string { return filepath.Join(s.dir, "bake", key) }
 
 // preflight says what is missing before anything is begun.
-func (s *Store) preflight() error {
+func (s *Store) preflight(def Definition) error {
 	var missing, pkgs []string
 	for _, t := range tools {
 		if _, err := exec.LookPath(t.program); err != nil {
 			missing, pkgs = append(missing, t.program), append(pkgs, t.pkg)
 		}
+	}
+	if !exists(def.keyring()) { // other distributions do not install it
+		missing, pkgs = append(missing, def.keyring()), append(pkgs, def.Keyring)
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("%w: %s; install them: apt-get install %s", ErrMissing, strings.Join(missing, ", "), strings.Join(pkgs, " "))

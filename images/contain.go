@@ -68,11 +68,15 @@ func (b *bakery) run(ctx context.Context, argv []string) (string, error) {
 	return out.String(), nil
 }
 
-// environment is what programs of a bake get: a UTF-8 locale, no questions, and the way out that the caller has.
+// environment is what programs of a bake get: a UTF-8 locale, no questions, the way out that the caller has, and the mark by
+// which the next command finds what a killed one left.
 func environment() []string {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "LC_ALL=C.UTF-8",
 		"TMPDIR=/tmp", "DEBIAN_FRONTEND=noninteractive", "PYTHONDONTWRITEBYTECODE=1", "PYTHONHASHSEED=0",
+	}
+	if mark := os.Getenv("BEDFELLOW_MARK"); mark != "" {
+		env = append(env, "BEDFELLOW_MARK="+mark)
 	}
 	if path := os.Getenv("PATH"); path != "" {
 		env[0] = "PATH=" + path

@@ -216,8 +216,8 @@ func (s *Store) Verify(ctx context.Context, digest string, quick bool) error {
 		return err
 	}
 	damaged := func(format string, args ...any) error {
-		return fmt.Errorf("image %s (%s) is damaged: %s; `bed image build %s` after removing %s makes it anew",
-			img.Digest, img.Definition, fmt.Sprintf(format, args...), img.Definition, filepath.Dir(img.Tree))
+		return fmt.Errorf("image %s (%s) is damaged: %s; `bed image remove %s` removes it, and the next bake makes it anew",
+			img.Digest, img.Definition, fmt.Sprintf(format, args...), img.Digest)
 	}
 	want, err := readEntries(filepath.Join(s.dir, img.Key, "files"))
 	if err != nil {

@@ -35,6 +35,12 @@ const DefaultDir = "/var/lib/bedfellow/images"
 // ErrNotFound says that the store has no such image.
 var ErrNotFound = errors.New("no such image")
 
+// errDamaged says that an image's manifest does not read.
+var errDamaged = errors.New("damaged image")
+
+// ErrInUse says that nodes run on the image.
+var ErrInUse = errors.New("nodes run on it")
+
 // Definition is a distribution an image can be made from.
 type Definition struct {
 	Name         string   // as in bedfellow:image
@@ -42,6 +48,11 @@ type Definition struct {
 	Suite        string   // code name in the archive
 	Components   []string // of the archive
 	Keyring      string   // package with the keys its archive is signed with
+}
+
+// keyring is the file of the package Keyring.
+func (d Definition) keyring() string {
+	return "/usr/share/keyrings/" + d.Distribution + "-archive-keyring.gpg"
 }
 
 // Definitions lists what there is.
@@ -197,7 +208,8 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 	return list, nil
 }
 
-// Remove deletes the image with that digest. The caller makes sure that no node runs on it. Kept packages and artifacts stay.
+// Remove deletes the image with that digest. One that nodes run on is ErrInUse. Kept packages and artifacts stay; Prune
+// removes those.
 func (s *Store) Remove(ctx context.Context, digest string) error {
 	img, err := s.find(ctx, digest)
 	if err != nil {
@@ -208,17 +220,33 @@ func (s *Store) Remove(ctx context.Context, digest string) error {
 		return err
 	}
 	defer lock.Close()
-	if err := removeTree(s.bakeDir(img.Key)); err != nil {
+	if err := s.remove(img.Key); err != nil {
+		return fmt.Errorf("removing image %s: %w", digest, err)
+	}
+	return nil
+}
+
+// remove removes an image unless nodes run on it. Its lock is held.
+func (s *Store) remove(key string) error {
+	nodes, err := mountsOf(filepath.Join(s.dir, key, "tree"))
+	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(s.bakeDir(img.Key)), 0o755); err != nil {
+	if len(nodes) > 0 {
+		return fmt.Errorf("%w: %s; `bed sweep` lists the beds of this host; take that one down with `bed destroy -s STACK` or `bed sweep --delete --owner BED`",
+			ErrInUse, strings.Join(nodes, ", "))
+	}
+	if err := removeTree(s.bakeDir(key)); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(s.bakeDir(key)), 0o755); err != nil {
 		return err
 	}
 	// Renamed first, so that a removal that is cut short leaves a bake to sweep and no image with holes.
-	if err := os.Rename(filepath.Join(s.dir, img.Key), s.bakeDir(img.Key)); err != nil {
-		return fmt.Errorf("removing image %s: %w", digest, err)
+	if err := os.Rename(filepath.Join(s.dir, key), s.bakeDir(key)); err != nil {
+		return err
 	}
-	return removeTree(s.bakeDir(img.Key))
+	return removeTree(s.bakeDir(key))
 }
 
 // find looks an image up by its digest, with or without "sha256:", or the start of it.
@@ -251,7 +279,7 @@ func (s *Store) load(key string) (Image, error) {
 	}
 	var m Manifest
 	if err := json.Unmarshal(data, &m); err != nil || m.Key != key || m.Digest == "" {
-		return Image{}, fmt.Errorf("the image in %s is damaged: its manifest.json does not read (%v); remove that directory and bake again", filepath.Dir(path), err)
+		return Image{}, fmt.Errorf("%w: the manifest.json in %s does not read (%v); `bed image prune` removes the image, and the next bake makes it anew", errDamaged, filepath.Dir(path), err)
 	}
 	return Image{
 		Key: key, Digest: m.Digest, Definition: m.Definition.Name, Roles: m.Roles, Manifest: m,

@@ -121,7 +121,7 @@ func TestWaitingForAnotherBakeEndsWithItsContext(t *testing.T) {
 	s := fakeStore(t)
 	key, _, err := imageKey(Definitions()[0], []string{"base", "mpi"})
 	require.NoError(t, err)
-	lock, err := s.tryLock(key)
+	lock, err := s.tryLock(key, syscall.LOCK_EX)
 	require.NoError(t, err)
 	defer lock.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -135,7 +135,7 @@ func TestSweepRemovesDeadBakesOnly(t *testing.T) {
 	for _, key := range []string{"dead", "alive"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(s.bakeDir(key), "tree/etc"), 0o755))
 	}
-	lock, err := s.tryLock("alive")
+	lock, err := s.tryLock("alive", syscall.LOCK_EX)
 	require.NoError(t, err)
 	defer lock.Close()
 	require.NoError(t, s.Sweep(t.Context()))
@@ -187,7 +187,11 @@ func TestDamagedManifestSaysWhatToDo(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(filepath.Join(s.dir, img.Key, "manifest.json"), []byte("{"), 0o644))
 	_, _, err = s.Get(t.Context(), request)
-	assert.ErrorContains(t, err, "remove that directory")
+	assert.ErrorContains(t, err, "bed image prune")
+	_, err = s.Prune(t.Context())
+	require.NoError(t, err)
+	_, err = s.Build(t.Context(), request)
+	assert.NoError(t, err)
 }
 
 func TestKeyFollowsWhatGoesIn(t *testing.T) {

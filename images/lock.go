@@ -18,15 +18,18 @@ type lockFile struct {
 	mu sync.Mutex // guards what stages of the bake write side by side
 }
 
+// keptLock is shared by bakes, which link to kept packages and artifacts before a manifest names them, and Prune's alone.
+const keptLock = "kept"
+
 // lock waits for the lock of a key.
 func (s *Store) lock(ctx context.Context, key string) (*lockFile, error) {
-	return s.lockWith(ctx, key, func() {})
+	return s.lockWith(ctx, key, syscall.LOCK_EX, func() {})
 }
 
-// lockWith calls waiting once when it has to wait.
-func (s *Store) lockWith(ctx context.Context, key string, waiting func()) (*lockFile, error) {
+// lockWith takes a lock, exclusive or shared, and calls waiting once when it has to wait.
+func (s *Store) lockWith(ctx context.Context, key string, how int, waiting func()) (*lockFile, error) {
 	for told := false; ; {
-		l, err := s.tryLock(key)
+		l, err := s.tryLock(key, how)
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return l, err
 		}
@@ -43,7 +46,7 @@ func (s *Store) lockWith(ctx context.Context, key string, waiting func()) (*lock
 }
 
 // tryLock returns EWOULDBLOCK when somebody holds the lock. Lock files stay: one that is removed could be locked twice.
-func (s *Store) tryLock(key string) (*lockFile, error) {
+func (s *Store) tryLock(key string, how int) (*lockFile, error) {
 	path := filepath.Join(s.dir, "locks", key)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("locking the image store: %w", notRoot(err))
@@ -52,7 +55,7 @@ func (s *Store) tryLock(key string) (*lockFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking the image store: %w", notRoot(err))
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}

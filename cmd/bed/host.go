@@ -60,7 +60,7 @@ func (a *app) doctor() *cobra.Command {
 }
 
 func (a *app) image() *cobra.Command {
-	all := &cobra.Command{Use: "image", Short: "Bake, list, check and remove node images"}
+	all := &cobra.Command{Use: "image", Short: "Bake, list, check, remove and prune node images"}
 	group(all)
 	var roles []string
 	build := &cobra.Command{
@@ -93,14 +93,19 @@ func (a *app) image() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			size, err := store.Size(c.Context())
+			if err != nil {
+				return err
+			}
 			return a.print(all, func() {
 				w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-				defer w.Flush()
 				fmt.Fprintln(w, "IMAGE\tROLES\tDIGEST\tSIZE\tPACKAGES\tBAKED")
 				for _, i := range all {
 					fmt.Fprintf(w, "%s\t%s\t%.19s\t%d MiB\t%d\t%s\n", i.Definition, strings.Join(i.Roles, ","), i.Digest,
 						i.Manifest.Bytes>>20, len(i.Manifest.Packages), i.Manifest.Baked.Local().Format("2006-01-02 15:04"))
 				}
+				w.Flush()
+				fmt.Printf("%d MiB in %s, with kept packages and artifacts\n", size>>20, store.Dir())
 			})
 		},
 	}
@@ -138,7 +143,26 @@ func (a *app) image() *cobra.Command {
 			return a.print(map[string]int{"removed": len(all)}, func() { fmt.Printf("%d removed\n", len(all)) })
 		},
 	}
-	all.AddCommand(build, list, verify, remove)
+	prune := &cobra.Command{
+		Use: "prune", Short: "Remove what no image in the store needs", Args: cobra.NoArgs,
+		Long: "Removes half-made bakes of killed runs, damaged images, and the artifacts and packages that no image names.\n" +
+			"What is removed is fetched and built again when another image needs it.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			store, err := images.Open("")
+			if err != nil {
+				return err
+			}
+			p, err := store.Prune(c.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(p, func() {
+				fmt.Printf("removed %d half-made bakes, %d damaged images, %d artifact files and %d packages: %d MiB\n",
+					len(p.Bakes), len(p.Images), len(p.Artifacts), len(p.Packages), p.Bytes>>20)
+			})
+		},
+	}
+	all.AddCommand(build, list, verify, remove, prune)
 	return all
 }
 
@@ -153,10 +177,16 @@ func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Imag
 		return store, all, err
 	}
 	var chosen []images.Image
+	digests := map[string]bool{}
+	want := strings.TrimPrefix(args[0], "sha256:")
 	for _, i := range all {
-		if strings.HasPrefix(i.Digest, args[0]) || strings.HasPrefix(strings.TrimPrefix(i.Digest, "sha256:"), args[0]) {
+		if want != "" && strings.HasPrefix(strings.TrimPrefix(i.Digest, "sha256:"), want) { // an unset variable in a script is no choice
 			chosen = append(chosen, i)
+			digests[i.Digest] = true
 		}
+	}
+	if len(digests) > 1 {
+		return nil, nil, bed.Problems{{Key: "digest", Value: args[0], Reason: fmt.Sprintf("%d images begin like that", len(digests)), Remedy: "give more of it; `bed image list` shows them"}}
 	}
 	if len(chosen) == 0 {
 		return nil, nil, bed.Problems{{Key: "digest", Value: args[0], Reason: "no image in the store has it", Remedy: "`bed image list` shows what there is"}}

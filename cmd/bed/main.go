@@ -9,13 +9,15 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
 // Exit codes, part of the command's contract.
 const (
 	exitFailed = 1 // something went wrong
-	exitWrong  = 2 // the call is wrong whatever the host; 3, from bed.Problems, is a call that this host cannot serve
+	exitWrong  = 2 // the call is wrong whatever the host
+	exitHost   = 3 // the call is valid, but this host, engine or bed cannot give it
 )
 
 func main() { os.Exit(run()) }
@@ -51,6 +53,8 @@ func exitCode(err error) int {
 		return problems.ExitCode()
 	case errors.As(err, &usage):
 		return exitWrong
+	case errors.Is(err, images.ErrNoSpace), errors.Is(err, images.ErrMissing), errors.Is(err, images.ErrNotRoot), errors.Is(err, images.ErrInUse):
+		return exitHost
 	default:
 		return exitFailed
 	}

@@ -233,13 +233,14 @@ pipelining = True
 `, forks, dir, strings.Join(ssh, " "))
 }
 
-// env is all of Ansible's environment: nothing of the caller's leaks into a run but where programs are and how to get out.
+// env is all of Ansible's environment: nothing of the caller's leaks into a run but where programs are, how to get out, and the
+// mark by which the next command finds what a killed one left. An ssh master writes its title over the mark; it ends by itself.
 func (r Run) env(dir *private) []string {
 	env := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + dir.path, "LANG=C.UTF-8", "LC_ALL=C.UTF-8", "PYTHONDONTWRITEBYTECODE=1",
 		"ANSIBLE_CONFIG=" + dir.file("ansible.cfg"), "ANSIBLE_HOME=" + dir.path, "TMPDIR=" + dir.file("tmp"), "BEDFELLOW_EVENTS=3",
 	}
-	for _, key := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"} {
+	for _, key := range []string{"http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "BEDFELLOW_MARK"} {
 		if v := os.Getenv(key); v != "" {
 			env = append(env, key+"="+v)
 		}

@@ -216,6 +216,24 @@ func newSigner(t *testing.T) ssh.Signer {
 	return signer
 }
 
+// An ssh that Ansible's workers start bears the mark, and so all between does.
+func TestChildrenBearTheMark(t *testing.T) {
+	run := play(t, "    - ansible.builtin.command: id\n")
+	bin := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\ncat /proc/$$/environ >"+bin+"/environ\nexit 255\n"), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	run.Inventory = map[string]any{"all": map[string]any{"hosts": map[string]any{"n-01": map[string]any{"ansible_host": "127.0.0.1"}}}}
+	for _, mark := range []string{"0123abcd", ""} {
+		t.Setenv("BEDFELLOW_MARK", mark)
+		_, err := run.Do(t.Context())
+		require.ErrorContains(t, err, "unreachable")
+		environ, err := os.ReadFile(filepath.Join(bin, "environ"))
+		require.NoError(t, err)
+		assert.Equal(t, mark != "", bytes.Contains(environ, []byte("\x00BEDFELLOW_MARK="+mark+"\x00")))
+		assert.Equal(t, mark != "", bytes.Contains(environ, []byte("BEDFELLOW_MARK")))
+	}
+}
+
 func TestMissingAnsibleNamesThePackage(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	_, err := ansible.Run{Playbooks: fstest.MapFS{}, Playbook: "site.yml"}.Do(t.Context())

@@ -45,13 +45,17 @@ type Driver struct {
 	root   string
 	groups cgroups
 
+	bootTimeout time.Duration
+
 	mu   sync.Mutex
 	use  map[int]int // see cpuUse
 	used time.Time
 }
 
 // New returns a driver whose beds lie under root.
-func New(root string) *Driver { return &Driver{root: root, groups: openCgroups()} }
+func New(root string) *Driver {
+	return &Driver{root: root, groups: openCgroups(), bootTimeout: bootTimeout}
+}
 
 var (
 	_ provision.Driver = (*Driver)(nil)
@@ -292,7 +296,7 @@ func (d *Driver) boot(ctx context.Context, m provision.Machine, n nodeRecord, ar
 		return err
 	}
 	defer log.Close()
-	timeout := bootTimeout
+	timeout := d.bootTimeout
 	if m.Slow {
 		timeout *= 10
 	}
@@ -313,7 +317,7 @@ func (d *Driver) boot(ctx context.Context, m provision.Machine, n nodeRecord, ar
 	}()
 	err = remote.Await(ctx, remote.Target{Name: m.Name, Address: n.Address.String(), Port: sshPort, HostKey: m.HostPublicKey})
 	if err != nil {
-		return fmt.Errorf("%w\nthe end of its console:\n%s", err, tail(console, 15))
+		return fmt.Errorf("%w; the node was removed again. On a slow host try -c profile=slow. The end of its console:\n%s", err, tail(console, 15))
 	}
 	return nil
 }

@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivertest"
@@ -33,6 +35,36 @@ func TestConformance(t *testing.T) {
 			}.Run(t)
 		})
 	}
+}
+
+// A node that never answers is an error that shows its console, and nothing of it stays.
+func TestNeverAnswers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		hosttest.Lacks(t, "root")
+	}
+	image, digest := bakedImage(t)
+	dir := t.TempDir()
+	mute := filepath.Join(dir, "mute") // the image without an sshd
+	for _, sub := range []string{"upper/usr/sbin", "work", "mute"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(dir, sub), 0o755))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "upper/usr/sbin/sshd"), []byte("#!/bin/false\n"), 0o755))
+	require.NoError(t, syscall.Mount("overlay", mute, "overlay", 0, "lowerdir="+image+",upperdir="+dir+"/upper,workdir="+dir+"/work"))
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(mute, 0)) })
+
+	root := filepath.Join(dir, "beds")
+	before := census(t, root)
+	d := nspawn.New(root)
+	d.SetBootTimeout(5 * time.Second)
+	private, public := drivertest.Key(t)
+	_, err := d.Create(t.Context(), provision.Machine{
+		Name: "conformance-01", Owner: provision.Owner{Bed: "conformance", ID: "1", State: "file:///mute"}, Role: bed.Compute, CPUs: 1, Memory: 512 * bed.MiB,
+		Image: mute, ImageDigest: digest, Network: "isolated", User: "bed", AuthorizedKey: public, HostKey: private, HostPublicKey: public,
+	})
+	for _, needle := range []string{"conformance-01", "did not answer within 5s", "profile=slow", "console", "ssh"} {
+		require.ErrorContains(t, err, needle)
+	}
+	require.Equal(t, before, census(t, root))
 }
 
 // bakedImage bakes the image of the quickstart, or finds it in the host's store.

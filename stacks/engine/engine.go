@@ -164,11 +164,14 @@ func (w *Workspace) Preview(ctx context.Context) (map[string]int, error) {
 	}
 	defer os.Remove(once)
 	result, err := s.stack.Preview(ctx, optpreview.ConfigFile(once), optpreview.EventStreams(s.events), optpreview.Color("never"))
-	if fresh {
-		err = errors.Join(err, w.discard(context.WithoutCancel(ctx), s))
+	if err != nil {
+		err = s.explain(ctx, "preview", err)
+	}
+	if fresh { // as if nobody had asked
+		err = errors.Join(err, w.discard(context.WithoutCancel(ctx), s), w.forget())
 	}
 	if err != nil {
-		return nil, s.explain(ctx, "preview", err)
+		return nil, err
 	}
 	changes := map[string]int{}
 	for kind, n := range result.ChangeSummary {

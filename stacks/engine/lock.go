@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,14 +118,11 @@ func (w *Workspace) marked() []int {
 		if err != nil || pid == os.Getpid() || pid == os.Getppid() {
 			continue
 		}
-		environ, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
-		if err != nil {
-			continue
-		}
-		for _, variable := range bytes.Split(environ, []byte{0}) {
-			if bytes.Equal(variable, mark) {
-				pids = append(pids, pid)
-			}
+		environ, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		line, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		// A master connection of ssh writes its title over its environment; the title names its socket.
+		if bytes.HasPrefix(line, []byte("ssh: "+w.tmp()+"/")) || slices.ContainsFunc(bytes.Split(environ, []byte{0}), func(v []byte) bool { return bytes.Equal(v, mark) }) {
+			pids = append(pids, pid)
 		}
 	}
 	return pids
