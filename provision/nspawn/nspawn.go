@@ -144,17 +144,17 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	}
 	step := progress.Start(ctx, "boot %s", m.Name)
 	defer func() { step.EndWith(st.Address, err) }()
+	defer func() {
+		if err != nil {
+			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
+			defer cancel()
+			err = errors.Join(err, d.undo(cleanup, m))
+		}
+	}()
 	b, n, err := d.register(ctx, m)
 	if err != nil {
 		return provision.Status{}, err
 	}
-	defer func() { // the node is ours from here on, and no sooner
-		if err != nil {
-			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
-			defer cancel()
-			err = errors.Join(err, d.Delete(cleanup, m.Name))
-		}
-	}()
 	if err := d.start(ctx, b, &n, m); err != nil {
 		return provision.Status{}, fmt.Errorf("boot node %s: %w", m.Name, err)
 	}
@@ -163,6 +163,25 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 		return provision.Status{}, err
 	}
 	return d.status(b.Owner.Bed, m.Name), nil
+}
+
+// undo removes what a failed Create made; never what is another's, who may have been quicker by the same name.
+func (d *Driver) undo(ctx context.Context, m provision.Machine) error {
+	if b, err := d.readBed(m.Owner.Bed); err == nil && b.Owner != m.Owner {
+		return nil
+	}
+	if err := d.Delete(ctx, m.Name); err != nil {
+		return err
+	}
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if len(d.beds()) == 0 {
+		d.restoreHost()
+	}
+	return nil
 }
 
 // errDiffers says that there is no such machine, or one that must be made anew.
@@ -208,6 +227,9 @@ func (d *Driver) register(ctx context.Context, m provision.Machine) (bedRecord, 
 		return bedRecord{}, nodeRecord{}, err
 	}
 	defer unlock()
+	if err := d.noteHost(); err != nil {
+		return bedRecord{}, nodeRecord{}, err
+	}
 	bedName := m.Owner.Bed
 	b, err := d.readBed(bedName)
 	switch {
@@ -485,12 +507,13 @@ func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 	return d.removeLast(ctx, owner.Bed)
 }
 
-// removeLast is removeBed at the end of an operation: the directory of all beds goes with the last of them. The lock is on that
-// directory, so the caller does nothing more under it.
+// removeLast is removeBed at the end of an operation: with the last bed goes what all of them shared, their directory included. The
+// lock is on that directory, so the caller does nothing more under it.
 func (d *Driver) removeLast(ctx context.Context, bedName string) error {
 	err := d.removeBed(ctx, bedName)
-	if os.Remove(d.root) == nil { // fails while it holds other beds
+	if len(d.beds()) == 0 {
 		d.groups.removeAll(ctx)
+		d.restoreHost()
 	}
 	return err
 }
