@@ -149,11 +149,14 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: on.SharedKernel, Image: args.Image, ImageDigest: digest,
 		WorkloadManager: args.WorkloadManager, User: User,
 	}
-	if len(machines) != len(args.Nodes) {
-		return inv, fmt.Errorf("the pool of bed %s shows %d machines where %d were asked for", args.Name, len(machines), len(args.Nodes))
+	found := map[string]map[string]any{}
+	for _, machine := range machines {
+		if m, ok := machine.(map[string]any); ok {
+			found[fmt.Sprint(m["name"])] = m
+		}
 	}
-	for i, n := range args.Nodes {
-		m, _ := machines[i].(map[string]any)
+	for _, n := range args.Nodes {
+		m := found[n.Name] // none in a preview that would make it
 		text := func(key string) string { s, _ := m[key].(string); return s }
 		port, _ := m["port"].(float64)
 		oversubscribed, _ := m["oversubscribed"].(bool)

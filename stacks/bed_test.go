@@ -43,9 +43,9 @@ func (e *fakeEngine) NewResource(args pulumi.MockResourceArgs) (string, resource
 		out["digest"], out["tree"] = resource.NewProperty("sha256:1"), resource.NewProperty("/images/1/tree")
 	case "bedfellow:index:Pool":
 		var machines []resource.PropertyValue
-		for i := range args.Inputs["nodes"].ArrayValue() {
+		for i, node := range args.Inputs["nodes"].ArrayValue() {
 			machines = append(machines, resource.NewProperty(resource.PropertyMap{
-				"address": resource.NewProperty(fmt.Sprintf("10.0.0.%d", i+11)), "port": resource.NewProperty(22.0), "incarnation": resource.NewProperty(fmt.Sprint("made", i)),
+				"name": node.ObjectValue()["name"], "address": resource.NewProperty(fmt.Sprintf("10.0.0.%d", i+11)), "port": resource.NewProperty(22.0), "incarnation": resource.NewProperty(fmt.Sprint("made", i)),
 			}))
 		}
 		out["machines"] = resource.NewProperty(machines)

@@ -75,8 +75,11 @@ type PoolMachine struct {
 	Kernel    string `pulumi:"kernel,optional"`
 }
 
-// missing is the state of a machine that is not there at all.
-const missing = "missing"
+// States beside the driver's: a machine that is not there at all, and one that is there and was never recorded.
+const (
+	missing = "missing"
+	surplus = "surplus"
+)
 
 // Annotate describes the resource in the schema.
 func (r *Pool) Annotate(a infer.Annotator) {
@@ -316,6 +319,17 @@ func (r *Pool) Read(ctx context.Context, req infer.ReadRequest[PoolArgs, PoolSta
 	})
 	if err != nil {
 		return infer.ReadResponse[PoolArgs, PoolState]{}, err
+	}
+	standing, err := d.List(ctx, state.Owner.Bed)
+	if err != nil {
+		return infer.ReadResponse[PoolArgs, PoolState]{}, err
+	}
+	for _, st := range standing {
+		known := slices.ContainsFunc(found, func(m PoolMachine) bool { return m.Name == st.Name })
+		if !known && st.Owner.Same(state.Owner) {
+			progress.Note(ctx, "node %s stands and is not recorded: an interrupted run made it", st.Name)
+			found = append(found, PoolMachine{Name: st.Name, State: surplus, Detail: "an interrupted run made it"})
+		}
 	}
 	state.Machines = found
 	return infer.ReadResponse[PoolArgs, PoolState]{ID: req.ID, Inputs: req.Inputs, State: state}, nil
