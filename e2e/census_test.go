@@ -119,6 +119,7 @@ func foreignMarks() []*regexp.Regexp {
 		if strings.HasPrefix(name, "e2e") {
 			continue
 		}
+		marks = append(marks, regexp.MustCompile(`/bedfellow$|/beds/host\.json$`)) // what all beds share stays while theirs does
 		pattern := fmt.Sprintf(`(bedfellow-(node-)?|bedfellow/|beds/|machine=|nspawn/.*/)%s\b|\b%s\b`, name, nspawn.Link(name))
 		nodes, _ := filepath.Glob(filepath.Join(dir, "*", "node.json"))
 		for _, path := range nodes {

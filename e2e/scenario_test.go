@@ -83,9 +83,28 @@ func (p place) scenario(t *testing.T) {
 	outside := regexp.MustCompile(`(?i)(src|href)\s*=\s*["']?(https?:)?//|url\(\s*["']?https?:|@import`)
 	assert.Empty(t, outside.FindString(string(html)), "the page needs the network")
 
+	p.between(t, inv)
 	p.interruptedRun(t, inv)
 	p.fails(t, 2, []string{"run", "lamps", "-s", p.stack}, "lammps")
 	p.fails(t, 3, []string{"run", "lammps", "-s", p.stack, "--param", "nodes=99"}, "nodes")
+}
+
+// between: iperf3 measures two compute nodes in either direction, alone and at once, and leaves no process.
+func (p place) between(t *testing.T, inv bed.Inventory) {
+	c := p.ok(t, "run", "iperf", "-s", p.stack, "-n", "1", "--param", "nodes=2", "--param", "seconds=1", "-o", "json")
+	var said struct{ Summary results.Summary }
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+	rates := map[string]float64{}
+	for _, s := range said.Summary.Stats {
+		if s.Metric == "bandwidth" && assert.NotNil(t, s.Median, "%s", c) {
+			rates[s.Series+" from "+s.Parameters["from"]] = *s.Median
+			assert.Positive(t, *s.Median)
+		}
+	}
+	assert.Len(t, rates, 4, "%v", rates)
+	for i, n := range inv.Nodes {
+		assert.Empty(t, p.must(t, inv, i, "pgrep -x iperf3 || true"), n.Name)
+	}
 }
 
 // interruptedRun: Ctrl-C ends a run at once and the job with it, and what was measured until then is kept.
