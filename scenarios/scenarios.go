@@ -14,6 +14,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios/iperf"
 	"github.com/bedfellow/bedfellow/scenarios/lammps"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
@@ -21,7 +22,7 @@ import (
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario()}
 }
 
 // MaxRepeats bounds the repetitions of a run.

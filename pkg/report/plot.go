@@ -145,15 +145,16 @@ const (
 	spread = 13.0
 )
 
-// figures draws the dot plot of every metric that is not a part of another. Groups and stats are of the same order.
-func figures(groups []results.Group, stats []results.Stat, labels []string, looks map[string]look) []figure {
+// figures draws the dot plot of every metric that is not a part of another and not in without. Groups and stats are of the same
+// order.
+func figures(groups []results.Group, stats []results.Stat, labels []string, looks map[string]look, without map[string]bool) []figure {
 	var all []figure
 	for i := 0; i < len(groups); {
 		end := i
 		for end < len(groups) && groups[end].Metric == groups[i].Metric {
 			end++
 		}
-		if _, _, part := results.Part(groups[i].Metric); !part && groups[i].Metric != "" {
+		if _, _, part := results.Part(groups[i].Metric); !part && groups[i].Metric != "" && !without[groups[i].Metric] {
 			if f, ok := newFigure(groups[i:end], stats[i:end], labels[i:end], looks); ok {
 				all = append(all, f)
 			}

@@ -56,6 +56,7 @@ type page struct {
 	Warnings []string
 	Legend   legend
 	Figures  []figure
+	Heats    []heat
 	Ratios   *forest
 	Stacks   []stack
 	Table    []tableRow
@@ -107,12 +108,15 @@ func build(runs []*results.Result, opts Options) (*page, error) {
 	}
 	labels := results.Labels(summary.Stats)
 	looks := assignLooks(summary.Stats, labels)
-	p.Figures = figures(groups, summary.Stats, labels, looks)
+	p.Heats = heats(summary.Stats)
+	many := crowded(p.Heats, summary.Stats)
+	p.Figures = figures(groups, summary.Stats, labels, looks, many)
 	for _, f := range p.Figures {
 		p.Legend.Warmup = p.Legend.Warmup || f.Warmup
 		p.Legend.Failed = p.Legend.Failed || f.Failed
 		p.Legend.Beyond = p.Legend.Beyond || f.Beyond
 	}
+	summary.Ratios = slices.DeleteFunc(summary.Ratios, func(r results.Ratio) bool { return many[r.Metric] })
 	p.Ratios = newForest(summary, labels, looks)
 	p.Stacks = stacks(summary.Stats, labels)
 	p.Table = table(summary.Stats, labels)

@@ -1,0 +1,350 @@
+// Package iperf measures TCP between every two compute nodes with iperf3, one pair at a time, as the talk did.
+package iperf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
+)
+
+// The series: pairs are ordered in the first, and each unordered pair of the second yields a sample in either direction.
+const (
+	oneWay   = "one way"
+	bothWays = "both ways"
+)
+
+const (
+	port    = 5201             // iperf3's own
+	startUp = 20 * time.Second // for a server to listen, and again for a test to connect and hand over its figures
+	goDown  = 10 * time.Second // for a server to end by itself, and again to be ended
+)
+
+// Scenario runs iperf3 between the compute nodes.
+func Scenario() scenario.Scenario {
+	return scenario.Scenario{
+		Name: "iperf", Summary: "iperf3 between every two compute nodes, one direction at a time and both, as in the talk",
+		Parameters: []scenario.Parameter{
+			{Name: "seconds", Doc: "length of each test; the talk's were 60", Default: "2", Check: scenario.Whole(1, 86400)},
+			{Name: "omit", Doc: "seconds before them that are in no figure", Default: "0", Check: scenario.Whole(0, 60)},
+			{Name: "parallel", Doc: "TCP streams in each direction", Default: "1", Check: scenario.Whole(1, 128)},
+			{Name: "bidirectional", Doc: "also test both directions at once: true or false", Default: "true", Check: truth},
+			{Name: "nodes", Doc: "nodes to test between", Default: "all compute nodes", Check: scenario.Whole(2, bed.MaxNodes),
+				Derive: func(inv bed.Inventory, _ scenario.Values) string { return strconv.Itoa(len(inv.Compute())) },
+				Fits:   nodesFit},
+			{Name: "warmups", Doc: "tests of each pair before the measured ones, recorded but not counted", Default: "0", Check: scenario.Whole(0, 1000)},
+		},
+		Run: run,
+	}
+}
+
+func truth(s string) error {
+	if s != "true" && s != "false" {
+		return errors.New("must be true or false")
+	}
+	return nil
+}
+
+func nodesFit(inv bed.Inventory, _ scenario.Values, value string) error {
+	n, _ := strconv.Atoi(value)
+	if have := len(inv.Compute()); n > have || have < 2 {
+		return fmt.Errorf("bed %s has %d compute nodes, and a pair needs two", inv.Bed, have)
+	}
+	return nil
+}
+
+// experiment is one run of the scenario.
+type experiment struct {
+	*scenario.Env
+	nodes                   []bed.InventoryNode
+	dir                     string // the run's own, on every node
+	seconds, omit, parallel int
+}
+
+func run(ctx context.Context, env *scenario.Env) error {
+	v := env.Params
+	e := &experiment{Env: env, seconds: v.Int("seconds"), omit: v.Int("omit"), parallel: v.Int("parallel"), nodes: env.Inventory.Compute()[:v.Int("nodes")]}
+	var names []string
+	for _, n := range e.nodes {
+		names = append(names, n.Name)
+	}
+	dir, remove, err := env.Scratch(ctx, names)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	e.dir = dir
+	if err := e.prepare(ctx, names); err != nil {
+		return fmt.Errorf("prepare iperf3: %w", err)
+	}
+	type test struct {
+		from, to bed.InventoryNode
+		both     bool
+	}
+	var tests []test
+	for _, from := range e.nodes {
+		for _, to := range e.nodes {
+			if from.Name != to.Name {
+				tests = append(tests, test{from, to, false})
+			}
+		}
+	}
+	for i, a := range e.nodes {
+		for _, b := range e.nodes[i+1:] {
+			if v["bidirectional"] == "true" {
+				tests = append(tests, test{a, b, true})
+			}
+		}
+	}
+	each := v.Int("warmups") + env.Repeats
+	progress.Note(ctx, "%d tests, one after the other, of %s at least", each*len(tests), time.Duration(each*len(tests)*(e.seconds+e.omit))*time.Second)
+	failed := &scenario.FailedError{}
+	for _, t := range tests {
+		failed.Of += each
+		err := e.pair(ctx, t.from, t.to, t.both)
+		var some *scenario.FailedError
+		switch {
+		case errors.As(err, &some):
+			if failed.Failed == 0 {
+				failed.First, failed.Log = some.First, some.Log
+				failed.Name = fmt.Sprintf("%s of %s to %s", some.Name, t.from.Name, t.to.Name)
+			}
+			failed.Failed += some.Failed
+		case err != nil:
+			return err
+		}
+	}
+	if failed.Failed > 0 {
+		return failed
+	}
+	return nil
+}
+
+// prepare looks at what iperf3 the nodes have, which must be the same on all and know --bidir.
+func (e *experiment) prepare(ctx context.Context, names []string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	said, err := e.OnEach(ctx, names, "command -v ss >/dev/null && command -v timeout >/dev/null && iperf3 --version")
+	if err != nil {
+		return fmt.Errorf("%w; the role base puts iperf3 and ss into an image", err)
+	}
+	for i := range said {
+		said[i], _, _ = strings.Cut(said[i], "\n")
+		var major, minor int
+		if _, err := fmt.Sscanf(said[i], "iperf %d.%d", &major, &minor); err != nil || major != 3 || minor < 7 {
+			return fmt.Errorf("node %s has %q, where iperf 3.7 or newer was expected", names[i], said[i])
+		}
+		if said[i] != said[0] {
+			return fmt.Errorf("node %s has %q and node %s %q: they are not of one image; `bed up` makes them so", names[0], said[0], names[i], said[i])
+		}
+	}
+	if e.Inventory.SharedKernel {
+		if err := e.Note(ctx, "the nodes run on one kernel: what they send each other never leaves the host, so this is the speed of its CPUs and not of a network"); err != nil {
+			return err
+		}
+	}
+	return e.Record.Update(func(r *results.Run) { r.Versions["iperf3"] = strings.TrimPrefix(said[0], "iperf ") })
+}
+
+// pair measures all repetitions of one pair.
+func (e *experiment) pair(ctx context.Context, from, to bed.InventoryNode, both bool) error {
+	env := *e.Env
+	env.Scenario = fmt.Sprintf("%s %s to %s", e.Scenario, from.Name, to.Name) // as the steps are called
+	s := scenario.Series{Name: oneWay, Parameters: between(from, to), Warmups: e.Params.Int("warmups")}
+	if both {
+		s.Name = bothWays
+	}
+	return env.Repeat(ctx, s, func(ctx context.Context, r scenario.Repetition) (m scenario.Measured, err error) {
+		result, log, err := e.repetition(ctx, strings.Join([]string{strings.ReplaceAll(s.Name, " ", "-"), from.Name, to.Name, r.String()}, "-"), from, to, both)
+		m.Log = log
+		if err == nil {
+			m.Metrics = metrics(result.Forward)
+		}
+		if both && (err == nil || ctx.Err() == nil) {
+			err = errors.Join(err, e.addBackward(s.Name, between(to, from), r, result.Backward, log, err))
+		}
+		return m, err
+	})
+}
+
+func between(from, to bed.InventoryNode) map[string]string {
+	return map[string]string{"from": from.Name, "to": to.Name}
+}
+
+func metrics(f Flow) []scenario.Metric {
+	m := []scenario.Metric{{Name: "bandwidth", Value: f.BitsPerSecond / 1e9, Unit: "Gbit/s"}}
+	if f.Retransmits != nil {
+		m = append(m, scenario.Metric{Name: "retransmits", Value: float64(*f.Retransmits)})
+	}
+	return m
+}
+
+// addBackward records the other direction of a test of both, whose first direction Repeat records.
+func (e *experiment) addBackward(series string, parameters map[string]string, r scenario.Repetition, f *Flow, log string, failure error) error {
+	sample := results.Sample{Series: series, Parameters: parameters, Repetition: r.Number, Warmup: r.Warmup, Log: log, Status: results.OK}
+	if failure != nil {
+		sample.Status, sample.Reason = results.Failed, failure.Error()
+		return e.Record.Add(sample)
+	}
+	var samples []results.Sample
+	for _, m := range metrics(*f) {
+		sample.Metric, sample.Value, sample.Unit = m.Name, m.Value, m.Unit
+		samples = append(samples, sample)
+	}
+	return e.Record.Add(samples...)
+}
+
+// server is an iperf3 that serves one test. When done is closed, it has ended or its node is out of reach.
+type server struct {
+	done chan struct{}
+	said remote.Result
+	err  error
+}
+
+// complaint says how the server ended, which was not well.
+func (s *server) complaint() error {
+	if _, err := ReadJSON(bytes.NewReader(s.said.Stdout)); err != nil && bytes.Contains(s.said.Stdout, []byte(`"error"`)) {
+		return fmt.Errorf("the server: %w", err)
+	}
+	if s.err != nil {
+		return fmt.Errorf("the server: %w", s.err)
+	}
+	return nil
+}
+
+// repetition runs one test: a server, as soon as it listens a client, and then neither is left.
+func (e *experiment) repetition(ctx context.Context, name string, from, to bed.InventoryNode, both bool) (result Result, log string, err error) {
+	serverAt, clientAt := path.Join(e.dir, name+".server"), path.Join(e.dir, name+".client")
+	length := time.Duration(e.seconds+e.omit) * time.Second
+	serving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &server{done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		s.said, s.err = e.Nodes.Run(serving, to.Name, e.launch(serverAt, length+3*startUp, "iperf3", "-s", "-1", "-J", "-p", strconv.Itoa(port)))
+	}()
+	var said remote.Result
+	err = e.listening(ctx, to.Name, s)
+	if err == nil {
+		client := []string{"iperf3", "-J", "-c", to.Address, "-p", strconv.Itoa(port), "-t", strconv.Itoa(e.seconds), "-O", strconv.Itoa(e.omit), "-P", strconv.Itoa(e.parallel)}
+		if both {
+			client = append(client, "--bidir")
+		}
+		said, err = e.Nodes.Run(ctx, from.Name, e.launch(clientAt, length+startUp, client...))
+		var exit *remote.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			e.stop(ctx, from.Name, clientAt)
+		}
+	}
+	if len(said.Stdout) > 0 {
+		// iperf3 may end with status 0 after an error, and says more in its JSON than by any other status.
+		var errRead error
+		if result, errRead = ReadJSON(bytes.NewReader(said.Stdout)); errRead != nil {
+			err = errRead
+		}
+	}
+	if err == nil {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+		case <-time.After(goDown):
+			err = fmt.Errorf("the server on node %s did not end after its test", to.Name)
+		}
+	}
+	if err != nil || ctx.Err() != nil {
+		e.stop(ctx, to.Name, serverAt)
+		cancel()
+		<-s.done
+	}
+	if ctx.Err() != nil {
+		return result, "", context.Cause(ctx)
+	}
+	if len(said.Stdout) > 0 {
+		kept, errLog := e.Record.Log(name+".json", said.Stdout)
+		log, err = kept, errors.Join(err, errLog)
+	}
+	if err == nil {
+		err = e.fits(result, both)
+	}
+	if err == nil {
+		err = s.complaint()
+	}
+	return result, log, err
+}
+
+// fits says whether the test was the one that was asked for.
+func (e *experiment) fits(r Result, both bool) error {
+	switch {
+	case r.Version == "":
+		return errors.New("iperf3 printed nothing")
+	case r.Streams != e.parallel || r.Seconds != e.seconds || r.Omit != e.omit:
+		return fmt.Errorf("iperf3 ran %d streams for %d s after %d s, but %d for %d s after %d s were asked for", r.Streams, r.Seconds, r.Omit, e.parallel, e.seconds, e.omit)
+	case (r.Backward != nil) != both:
+		return fmt.Errorf("iperf3 tested both directions: %t, but %t was asked for", r.Backward != nil, both)
+	}
+	return nil
+}
+
+// listening waits until the node's server listens.
+func (e *experiment) listening(ctx context.Context, node string, s *server) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startUp, fmt.Errorf("the server on node %s did not listen within %s", node, startUp))
+	defer cancel()
+	for {
+		r, err := e.Nodes.Run(ctx, node, fmt.Sprintf("ss -Hltn 'sport = :%d'", port))
+		if err != nil {
+			return err
+		}
+		if len(bytes.TrimSpace(r.Stdout)) > 0 {
+			return nil
+		}
+		select {
+		case <-s.done:
+			if err := s.complaint(); err != nil {
+				return err
+			}
+			return fmt.Errorf("the server on node %s ended before its test", node)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// launch is a shell command that becomes a program, tells its process id for stop, and ends after a time whatever becomes of bed.
+func (e *experiment) launch(at string, limit time.Duration, program ...string) string {
+	words := make([]string, len(program))
+	for i, w := range program {
+		words[i] = remote.Quote(w)
+	}
+	return fmt.Sprintf("cd %[1]s && echo $$ >%[2]s.pid && [ ! -e %[2]s.stop ] && exec timeout -k 2 %[3]d %[4]s",
+		remote.Quote(e.dir), remote.Quote(at), int(limit.Seconds()), strings.Join(words, " "))
+}
+
+// stopping ends what launch began, or keeps it from beginning: one of the two sees the other's file. A process of the same id
+// that is not in the run's directory is somebody else's.
+const stopping = `touch %[2]s.stop 2>/dev/null
+p=$(cat %[2]s.pid 2>/dev/null) && [ -n "$p" ] || exit 0
+alive() { [ "/proc/$p/cwd" -ef %[1]s ]; }
+alive && kill "$p" || exit 0
+i=0
+while alive && [ $i -lt 40 ]; do i=$((i + 1)); sleep 0.1; done
+! alive || { kill -KILL -- "-$p"; sleep 0.1; ! alive; }`
+
+// stop ends a program of launch on a node, also when the context has ended.
+func (e *experiment) stop(ctx context.Context, node, at string) {
+	short, cancel := context.WithTimeout(context.WithoutCancel(ctx), goDown)
+	defer cancel()
+	if _, err := e.Nodes.Run(short, node, fmt.Sprintf(stopping, remote.Quote(e.dir), remote.Quote(at))); err != nil {
+		_ = e.Note(ctx, "iperf3 may be left on node %s until its time is up: %v", node, err)
+	}
+}

@@ -1,0 +1,195 @@
+package iperf_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios"
+	"github.com/bedfellow/bedfellow/scenarios/fakebed"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
+)
+
+// fakeIperf3 prints real output. A server of it serves while $FAKE/listening is there, which the fake of ss looks for.
+const fakeIperf3 = `#!/bin/sh
+# A fake of iperf3.
+echo "$FAKE_NODE $*" >>"$FAKE/calls"
+case " $* " in
+*' --version '*) cat "$FAKE/version"; exit ;;
+*' -s '*)
+	if [ -e "$FAKE/busy" ]; then cat "$FAKE/busy"; exit 1; fi
+	[ ! -e "$FAKE/listening" ] || echo overlap >>"$FAKE/overlaps"
+	echo $$ >>"$FAKE/pids"
+	trap 'rm -f "$FAKE/listening"; exit 1' TERM
+	sleep 0.1
+	touch "$FAKE/listening"
+	while [ -e "$FAKE/listening" ]; do sleep 0.02; done
+	echo '{"start": {}, "end": {}}'
+	exit ;;
+esac
+echo $$ >>"$FAKE/pids"
+[ -e "$FAKE/hang" ] && touch "$FAKE/hangs" && exec sleep 60
+file=one-way.json
+case " $* " in *' --bidir '*) file=bidir.json ;; esac
+[ "$FAKE_NODE" = "$(cat "$FAKE/refuse" 2>/dev/null)" ] && cat "$FAKE/refused.json" && exit # with status 0, as iperf3 does
+rm "$FAKE/listening"
+cat "$FAKE/$file"
+`
+
+const fakeSS = `#!/bin/sh
+# A fake of ss.
+[ ! -e "$FAKE/listening" ] || echo 'LISTEN 0 4096 *:5201 *:*'
+`
+
+func start(t *testing.T, compute int) (*fakebed.Bed, scenarios.Options) {
+	t.Parallel()
+	b := fakebed.Start(t, compute)
+	b.Write(t, "bin/iperf3", fakeIperf3)
+	b.Write(t, "bin/ss", fakeSS)
+	b.Write(t, "version", "iperf 3.12 (cJSON 1.7.15)\nLinux x\n")
+	for _, name := range []string{"one-way.json", "bidir.json", "refused.json"} {
+		data, err := os.ReadFile(filepath.Join("testdata", name))
+		require.NoError(t, err)
+		b.Write(t, name, string(data))
+	}
+	return b, scenarios.Options{Inventory: b.Inventory, PrivateKey: b.Key, Stack: "test", Scenario: "iperf", Repeats: 2,
+		Params: map[string]string{"seconds": "1"}, ResultsRoot: t.TempDir()}
+}
+
+func nothingLeft(t *testing.T, b *fakebed.Bed) {
+	t.Helper()
+	left, err := filepath.Glob(filepath.Join(b.Dir, "nodes/*/tmp/*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
+	require.Empty(t, b.Read("overlaps"), "one test at a time")
+	for _, pid := range strings.Fields(b.Read("pids")) {
+		at, err := os.Readlink("/proc/" + pid + "/cwd")
+		require.False(t, err == nil && strings.HasPrefix(at, b.Dir), "process %s is left in %s", pid, at)
+	}
+}
+
+func TestEveryPairBothWays(t *testing.T) {
+	b, o := start(t, 3)
+	o.Params["warmups"] = "1"
+	dir, summary, err := scenarios.Run(t.Context(), o)
+	require.NoError(t, err)
+	nothingLeft(t, b)
+	got, err := results.Load(dir)
+	require.NoError(t, err)
+	require.Empty(t, got.Problems)
+	require.Equal(t, "3.12 (cJSON 1.7.15)", got.Run.Versions["iperf3"])
+	require.Contains(t, got.Run.Notes[len(got.Run.Notes)-1], "one kernel")
+	type key struct{ metric, series, from, to string }
+	all := map[key]float64{}
+	for _, s := range summary.Stats {
+		require.Equal(t, []int{2, 0, 1}, []int{s.N, s.Failed, s.Warmups})
+		all[key{s.Metric, s.Series, s.Parameters["from"], s.Parameters["to"]}] = *s.Median
+		require.Equal(t, map[string]string{"bandwidth": "Gbit/s", "retransmits": ""}[s.Metric], s.Unit)
+	}
+	require.Len(t, all, 2*2*6, "two metrics, two series, six ordered pairs")
+	require.InDelta(t, 19.275, all[key{"bandwidth", "one way", "fake-04", "fake-02"}], 1e-3)
+	require.InDelta(t, 11.065, all[key{"bandwidth", "both ways", "fake-02", "fake-03"}], 1e-3, "the first of the pair is the client")
+	require.InDelta(t, 10.186, all[key{"bandwidth", "both ways", "fake-03", "fake-02"}], 1e-3)
+	require.Equal(t, 20.0, all[key{"retransmits", "one way", "fake-04", "fake-02"}])
+	require.NotContains(t, b.Read("calls"), "fake-01", "the control node takes no part")
+	require.Contains(t, b.Read("calls"), "fake-02 -J -c 127.0.0.1 -p 5201 -t 1 -O 0 -P 1 --bidir")
+	require.FileExists(t, filepath.Join(dir, got.Samples[0].Log))
+}
+
+func TestOneWayOnly(t *testing.T) {
+	b, o := start(t, 3)
+	o.Params["bidirectional"], o.Params["nodes"] = "false", "2"
+	_, summary, err := scenarios.Run(t.Context(), o)
+	require.NoError(t, err)
+	require.Len(t, summary.Stats, 4)
+	require.NotContains(t, b.Read("calls"), "--bidir")
+}
+
+func TestGoesOnAfterAPairThatFails(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "refuse", "fake-03")
+	dir, _, err := scenarios.Run(t.Context(), o)
+	var failed *scenario.FailedError
+	require.ErrorAs(t, err, &failed)
+	require.Equal(t, []any{2, 6, "1 of fake-03 to fake-02"}, []any{failed.Failed, failed.Of, failed.Name})
+	require.ErrorContains(t, err, "Connection refused")
+	require.FileExists(t, failed.Log)
+	nothingLeft(t, b)
+	got, err := results.Load(dir)
+	require.NoError(t, err)
+	require.Equal(t, results.Failed, got.Run.Status)
+}
+
+func TestBothDirectionsFailTogether(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "bidir.json", b.Read("one-way.json")) // as an iperf3 that takes --bidir for something else
+	o.Repeats = 1
+	dir, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, "iperf3 tested both directions: false, but true was asked for")
+	got, err := results.Load(dir)
+	require.NoError(t, err)
+	failed := map[string]bool{}
+	for _, s := range got.Samples {
+		if s.Status == results.Failed {
+			failed[s.Series+" "+s.Parameters["from"]] = true
+		}
+	}
+	require.Equal(t, map[string]bool{"both ways fake-02": true, "both ways fake-03": true}, failed)
+}
+
+func TestServerThatCannotListen(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "busy", `{"start": {}, "error": "error - unable to start listener for connections: Address already in use"}`)
+	o.Repeats = 1
+	_, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, "3 of 3 repetitions failed")
+	require.ErrorContains(t, err, "the server: iperf3's JSON: iperf3 reports an error: error - unable to start listener")
+	nothingLeft(t, b)
+}
+
+func TestInterrupted(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "hang", "")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("Ctrl-C")
+	go func() {
+		for t.Context().Err() == nil {
+			if _, err := os.Stat(filepath.Join(b.Dir, "hangs")); err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		cancel(stop)
+	}()
+	dir, _, err := scenarios.Run(ctx, o)
+	require.ErrorIs(t, err, stop)
+	require.Len(t, strings.Fields(b.Read("pids")), 2, "a server and a client")
+	nothingLeft(t, b)
+	got, err := results.Load(dir)
+	require.NoError(t, err)
+	require.Equal(t, results.Interrupted, got.Run.Status)
+	require.Empty(t, got.Samples)
+}
+
+func TestUnfitNodes(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "version", "iperf 3.1.3\n")
+	_, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, `node fake-02 has "iperf 3.1.3", where iperf 3.7 or newer was expected`)
+	nothingLeft(t, b)
+	o.Inventory.Nodes = o.Inventory.Nodes[:2]
+	o.Params["bidirectional"] = "yes"
+	_, _, err = scenarios.Run(t.Context(), o)
+	var problems bed.Problems
+	require.ErrorAs(t, err, &problems)
+	require.ErrorContains(t, err, "bed fake has 1 compute nodes, and a pair needs two")
+	require.ErrorContains(t, err, "must be true or false")
+}
