@@ -1,6 +1,8 @@
 package images
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,6 +61,38 @@ func TestArchiveThatDoesNotAnswerSaysWhatToTry(t *testing.T) {
 	}
 	assert.Less(t, time.Since(start), 30*time.Second)
 	noBakeLeft(t, s)
+}
+
+// Ctrl-C in a real bake ends it and all it started, and leaves nothing half-made.
+func TestInterruptedBakeLeavesNothing(t *testing.T) {
+	s := realStore(t)
+	if free, where := s.free(); free < needBytes {
+		hosttest.Lacks(t, "room for a bake in "+where)
+	}
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	reason := errors.New("interrupt")
+	base := func() bool { // mmdebstrap has begun to unpack
+		found, _ := filepath.Glob(filepath.Join(s.dir, "bake", "*", "*", "usr", "bin", "dpkg"))
+		return len(found) > 0
+	}
+	go func() {
+		for ctx.Err() == nil && !base() {
+			time.Sleep(50 * time.Millisecond) // a poll; the bake itself ends it
+		}
+		interrupt(reason)
+	}()
+	_, err := s.Build(ctx, request)
+	require.ErrorIs(t, err, reason)
+	noBakeLeft(t, s)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	require.NoError(t, err)
+	assert.NotContains(t, string(mounts), s.dir)
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, path := range lines {
+		line, _ := os.ReadFile(path)
+		assert.NotContains(t, string(line), s.dir, "still at work: %s", path)
+	}
 }
 
 func TestNoSpaceSaysWhereAndHowMuch(t *testing.T) {
