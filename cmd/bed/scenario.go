@@ -122,7 +122,7 @@ func (a *app) report() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("write %s: %w", out, err)
 			}
-			return a.print(map[string]any{"report": out, "runs": args}, func() { fmt.Printf("%s: %d runs\n", out, len(runs)) })
+			return a.print(map[string]any{"report": out, "runs": args}, func() { fmt.Printf("%s draws %s\n", out, strings.Join(args, ", ")) })
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "report.html", "the file to write") // here -o is the page, not the form of output
