@@ -106,7 +106,7 @@ func TestBeside(t *testing.T) {
 	beside, _ := other.up(t, "nodes=1")
 	other.computes(t, beside)
 	first.computes(t, inv)
-	assert.Error(t, secondOf(other.on(t, beside, 0, "timeout 3 bash -c '</dev/tcp/"+inv.Nodes[0].Address+"/22'")), "one bed reaches into the other")
+	assert.Error(t, secondOf(other.on(t, beside, 0, "timeout 3 bash -c '</dev/tcp/"+inv.Nodes[0].BedAddress+"/22'")), "one bed reaches into the other")
 
 	other.ok(t, "destroy", "-s", "quickstart")
 	// Even a destroy that has the first's name: its state does not know it.

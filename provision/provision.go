@@ -55,8 +55,8 @@ type Info struct {
 	SSH bool
 	// SharedKernel machines run on the host's kernel and see its CPUs and memory.
 	SharedKernel bool
-	// NeedsImage machines boot from a baked image.
-	NeedsImage bool
+	// Image is the form of the baked image that the machines boot from; empty when they need none.
+	Image ImageFormat
 	// RootlessKubernetes can run in these machines on this host.
 	RootlessKubernetes bool
 	// DiskLimit tells whether a machine's disk size can be set.
@@ -64,6 +64,21 @@ type Info struct {
 	// Concurrency is how many machines may be made at once.
 	Concurrency int
 }
+
+// ImageFormat is a form of a baked image. Machine.Image is a path of that form.
+type ImageFormat string
+
+// A Tree is a directory that is a root file system. A VM image is a directory with the files named below; KernelFile, InitrdFile
+// and CmdlineFile are for starting the kernel directly, and the disk boots by itself too, with BIOS and with UEFI.
+const (
+	Tree ImageFormat = "tree"
+	VM   ImageFormat = "vm"
+
+	DiskFile    = "disk.qcow2"
+	KernelFile  = "vmlinuz"
+	InitrdFile  = "initrd.img"
+	CmdlineFile = "cmdline" // of the kernel, one line without the newline
+)
 
 // Owner is the mark on everything a bed has made.
 type Owner struct {
@@ -133,8 +148,9 @@ type Status struct {
 	State          State
 	Detail         string // why it is not running
 	Digest         string // of the Machine it was made from
-	Address        string
+	Address        string // where this host reaches its sshd, with Port
 	Port           int
+	BedAddress     string // where its siblings reach it
 	HostPublicKey  string
 	Incarnation    string // changes when its disk is made anew
 	HostCPUs       string // the host's CPUs that run it, where the driver pins

@@ -111,7 +111,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
 	}
 	digest := pulumi.String("").ToStringOutput()
-	if on.NeedsImage {
+	if on.Image != "" {
 		img := &image{}
 		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "roles": pulumi.ToStringArray(args.Roles)}
 		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
@@ -161,7 +161,7 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		port, _ := m["port"].(float64)
 		oversubscribed, _ := m["oversubscribed"].(bool)
 		inv.Nodes = append(inv.Nodes, bed.InventoryNode{
-			Name: n.Name, Address: text("address"), Port: int(port), Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
+			Name: n.Name, Address: text("address"), Port: int(port), BedAddress: text("bedAddress"), Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
 			HostKey: hostKeys[n.Name], HostCPUs: text("hostCPUs"), Oversubscribed: oversubscribed, Incarnation: text("incarnation"),
 		})
 	}
@@ -174,7 +174,7 @@ func inventoryMap(inv bed.Inventory) map[string]any {
 	nodes := make([]any, len(inv.Nodes))
 	for i, n := range inv.Nodes {
 		nodes[i] = map[string]any{
-			"name": n.Name, "address": n.Address, "port": n.Port, "role": string(n.Role), "cpus": n.CPUs, "memoryMiB": n.MemoryMiB,
+			"name": n.Name, "address": n.Address, "port": n.Port, "bedAddress": n.BedAddress, "role": string(n.Role), "cpus": n.CPUs, "memoryMiB": n.MemoryMiB,
 			"hostKey": n.HostKey, "incarnation": n.Incarnation,
 		}
 	}

@@ -17,13 +17,15 @@ type Inventory struct {
 
 // InventoryNode is one running machine.
 type InventoryNode struct {
-	Name      string `json:"name" pulumi:"name"` // what `hostname` prints on it
-	Address   string `json:"address" pulumi:"address"`
-	Port      int    `json:"port" pulumi:"port"`
-	Role      Role   `json:"role" pulumi:"role"`
-	CPUs      int    `json:"cpus" pulumi:"cpus"`
-	MemoryMiB int    `json:"memoryMiB" pulumi:"memoryMiB"`
-	HostKey   string `json:"hostKey" pulumi:"hostKey"` // public, in authorized_keys form
+	Name    string `json:"name" pulumi:"name"`       // what `hostname` prints on it
+	Address string `json:"address" pulumi:"address"` // where the host reaches its sshd, with Port
+	Port    int    `json:"port" pulumi:"port"`
+	// BedAddress is where its siblings reach it.
+	BedAddress string `json:"bedAddress" pulumi:"bedAddress"`
+	Role       Role   `json:"role" pulumi:"role"`
+	CPUs       int    `json:"cpus" pulumi:"cpus"`
+	MemoryMiB  int    `json:"memoryMiB" pulumi:"memoryMiB"`
+	HostKey    string `json:"hostKey" pulumi:"hostKey"` // public, in authorized_keys form
 	// HostCPUs are the host's CPUs that run this node where the driver pins, as in "0-1"; Oversubscribed says that another node
 	// runs on them too.
 	HostCPUs       string `json:"hostCPUs,omitempty" pulumi:"hostCPUs,optional"`

@@ -242,12 +242,14 @@ func testManyAtOnce(t *testing.T, f *fixture) {
 		made[i], err = f.d.Create(ctx, m)
 		return err
 	}))
-	addresses := map[string]bool{}
+	addresses, siblings := map[string]bool{}, map[string]bool{}
 	for _, st := range made {
 		f.answers(t, st)
 		addresses[fmt.Sprintf("%s:%d", st.Address, st.Port)] = true
+		siblings[st.BedAddress] = true
 	}
 	assert.Len(t, addresses, n, "each machine is reached at a place of its own")
+	assert.Len(t, siblings, n, "each has an address of its own in the bed")
 	var wg sync.WaitGroup
 	for _, m := range machines {
 		wg.Go(func() { assert.NoError(t, f.d.Delete(f.ctx, m.Name)) })

@@ -65,7 +65,7 @@ var (
 // Info tells what the driver is.
 func (d *Driver) Info() provision.Info {
 	return provision.Info{
-		Name: "nspawn", SSH: true, SharedKernel: true, NeedsImage: true, RootlessKubernetes: d.groups.unified, Concurrency: 16,
+		Name: "nspawn", SSH: true, SharedKernel: true, Image: provision.Tree, RootlessKubernetes: d.groups.unified, Concurrency: 16,
 	}
 }
 
@@ -412,6 +412,7 @@ func (d *Driver) status(bedName, name string) provision.Status {
 	st.HostCPUs, st.Oversubscribed = formatCPUs(n.HostCPUs), d.shared(n.HostCPUs)
 	if n.Address != (netip.Addr{}) {
 		st.Address = n.Address.String()
+		st.BedAddress = st.Address
 	}
 	pids := d.groups.pids(bedName, name)
 	switch {

@@ -146,7 +146,7 @@ func AnsibleInventory(inv bed.Inventory) map[string]any {
 	for _, n := range inv.Nodes {
 		host := map[string]any{
 			"ansible_host": n.Address, "ansible_port": n.Port, "ansible_user": inv.User,
-			"bed_address": n.Address, "bed_cpus": n.CPUs, "bed_memory_mib": n.MemoryMiB,
+			"bed_address": n.BedAddress, "bed_cpus": n.CPUs, "bed_memory_mib": n.MemoryMiB,
 		}
 		if n.Role == bed.Control || len(inv.Nodes) == 1 {
 			control[n.Name] = host

@@ -63,6 +63,7 @@ type PoolMachine struct {
 	Detail         string `pulumi:"detail,optional"`
 	Address        string `pulumi:"address,optional"`
 	Port           int    `pulumi:"port,optional"`
+	BedAddress     string `pulumi:"bedAddress,optional"`
 	HostCPUs       string `pulumi:"hostCPUs,optional"`
 	Oversubscribed bool   `pulumi:"oversubscribed,optional"`
 	Incarnation    string `pulumi:"incarnation,optional"`
@@ -252,7 +253,7 @@ const askTimeout = 10 * time.Second
 // machine turns a driver's status into the resource's, after asking the machine itself.
 func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, st provision.Status) PoolMachine {
 	m := PoolMachine{
-		Name: st.Name, State: string(st.State), Detail: st.Detail, Address: st.Address, Port: st.Port, HostCPUs: st.HostCPUs,
+		Name: st.Name, State: string(st.State), Detail: st.Detail, Address: st.Address, Port: st.Port, BedAddress: st.BedAddress, HostCPUs: st.HostCPUs,
 		Oversubscribed: st.Oversubscribed, Incarnation: st.Incarnation, Digest: st.Digest,
 	}
 	if st.State != provision.Running || !d.Info().SSH {

@@ -173,9 +173,10 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (provision.Sta
 	if ok && old.State == provision.Running && old.Owner == m.Owner && old.Digest == m.Digest() {
 		return old, nil
 	}
+	address := fmt.Sprintf("192.0.2.%d", m.Index%254+1)
 	st := provision.Status{
 		Name: m.Name, Owner: m.Owner, State: provision.Running, Digest: m.Digest(), HostPublicKey: m.HostPublicKey,
-		Address: fmt.Sprintf("192.0.2.%d", m.Index%254+1), Port: 22, Incarnation: rand.Text(), Expires: m.Expires,
+		Address: address, Port: 22, BedAddress: address, Incarnation: rand.Text(), Expires: m.Expires,
 	}
 	if f.Half {
 		st.State, st.Detail = provision.Broken, "half made"

@@ -60,7 +60,7 @@ func Start(t testing.TB, compute int) *Bed {
 	b.Key = key
 	var sinfo strings.Builder
 	for i := range compute + 1 {
-		n := bed.InventoryNode{Name: bed.NodeName("fake", i), Address: "127.0.0.1", Role: bed.Compute, CPUs: 1, MemoryMiB: 512, HostCPUs: fmt.Sprint(i)}
+		n := bed.InventoryNode{Name: bed.NodeName("fake", i), Address: "127.0.0.1", BedAddress: "127.0.0.1", Role: bed.Compute, CPUs: 1, MemoryMiB: 512, HostCPUs: fmt.Sprint(i)}
 		if i == 0 {
 			n.Role = bed.Control
 		} else {

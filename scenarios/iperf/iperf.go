@@ -236,7 +236,7 @@ func (e *experiment) repetition(ctx context.Context, name string, from, to bed.I
 	var said remote.Result
 	err = e.listening(ctx, to.Name, s)
 	if err == nil {
-		client := []string{"iperf3", "-J", "-c", to.Address, "-p", strconv.Itoa(port), "-t", strconv.Itoa(e.seconds), "-O", strconv.Itoa(e.omit), "-P", strconv.Itoa(e.parallel)}
+		client := []string{"iperf3", "-J", "-c", to.BedAddress, "-p", strconv.Itoa(port), "-t", strconv.Itoa(e.seconds), "-O", strconv.Itoa(e.omit), "-P", strconv.Itoa(e.parallel)}
 		if both {
 			client = append(client, "--bidir")
 		}

@@ -93,7 +93,7 @@ func (w *Workspace) foreign(ctx context.Context, d provision.Driver, name string
 // CheckHost finds what this host lacks to make beds by the driver.
 func CheckHost(ctx context.Context, d provision.Driver) []bed.Problem {
 	problems := d.Check(ctx)
-	if d.Info().NeedsImage {
+	if d.Info().Image != "" {
 		problems = append(problems, bakeTools()...)
 	}
 	return problems
