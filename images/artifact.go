@@ -3,6 +3,7 @@ package images
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -20,8 +21,11 @@ import (
 // artifactDir is where a role's build installs, within the tree it is built in.
 const artifactDir = "/artifact"
 
+// sourceDir is where a role's build finds its source package, within that tree.
+const sourceDir = "/source"
+
 // artifact returns what a role builds, and whether it builds anything. It is made once: under the key of the role's build
-// files, the base system, the exact packages it is built with and the exact source package.
+// files, the base system, the exact packages it is built with and the exact source package. A replay makes it anew.
 func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, error) {
 	data, err := fs.ReadFile(playbooks.FS, "roles/"+role+"/vars/build.yml")
 	if err != nil {
@@ -41,7 +45,7 @@ func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, err
 		return Artifact{}, false, err
 	}
 	// What would be installed on top of what is, and which source is the newest.
-	resolved, err := b.run(ctx, contained(enterTree, append([]string{
+	resolved, err := b.run(ctx, b.contained(enterTree, append([]string{
 		filepath.Join(b.dir, "base"), debs, "chroot", filepath.Join(b.dir, "base"), "/bin/sh", "-euc",
 		`dpkg-query -W -f '${Package} ${Version} ${Architecture}\n'; source=$1; shift; apt-get install -s "$@" | sed -n '/^Inst /p'
 		echo "Source: $(apt-cache showsrc --only-source "$source" | sed -n 's/^Version: //p' | sort -V | tail -n 1)"`, "sh", name,
@@ -51,7 +55,9 @@ func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, err
 	}
 	_, version, _ := strings.Cut(resolved, "\nSource: ")
 	a := Artifact{Role: role, Key: digestOf("artifact", recipe, b.def, role, files, resolved), Source: name + " " + strings.TrimSpace(version)}
-
+	if b.replay != nil {
+		return a, true, b.build(ctx, &a)
+	}
 	lock, err := b.store.lock(ctx, "artifact-"+a.Key)
 	if err != nil {
 		return Artifact{}, false, err
@@ -67,7 +73,7 @@ func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, err
 func (s *Store) keptArtifact(key string) (Artifact, bool) {
 	var a Artifact
 	data, err := os.ReadFile(s.artifactPath(key) + ".json")
-	if err != nil || json.Unmarshal(data, &a) != nil || a.Key != key {
+	if err != nil || json.Unmarshal(data, &a) != nil || a.Key != key || len(a.Packages) == 0 { // none: of a version that kept no sources
 		return a, false
 	}
 	sum, err := fileSum(s.artifactPath(key))
@@ -76,24 +82,36 @@ func (s *Store) keptArtifact(key string) (Artifact, bool) {
 
 func (s *Store) artifactPath(key string) string { return filepath.Join(s.dir, "artifacts", key+".tar") }
 
+// artifactPath is where this bake finds an artifact. What a replay builds stays in its own directory.
+func (b *bakery) artifactPath(key string) string {
+	if b.replay != nil {
+		return filepath.Join(b.dir, key+".tar")
+	}
+	return b.store.artifactPath(key)
+}
+
 // build builds an artifact in a copy of the base system that is thrown away, so that no compiler gets into an image.
 func (b *bakery) build(ctx context.Context, a *Artifact) error {
 	tree := filepath.Join(b.dir, "build-"+a.Role)
-	if _, err := b.run(ctx, contained(`cp -a --reflink=auto "$1" "$2"`, filepath.Join(b.dir, "base"), tree)); err != nil {
+	if _, err := b.run(ctx, b.contained(`cp -a --reflink=auto "$1" "$2"`, filepath.Join(b.dir, "base"), tree)); err != nil {
+		return err
+	}
+	if err := b.sources(ctx, tree, a); err != nil {
 		return err
 	}
 	stop := b.follow(ctx, "build "+a.Role, filepath.Join(tree, artifactDir+".progress"))
-	err := b.playbook(ctx, "build", tree, "build "+a.Role, []string{a.Role}, map[string]any{"bed_artifact_dir": artifactDir})
+	err := b.playbook(ctx, "build", tree, "build "+a.Role, []string{a.Role}, map[string]any{
+		"bed_source_dir": sourceDir, "bed_artifact_dir": artifactDir,
+	})
 	stop()
 	if err != nil {
 		return err
 	}
-	path := b.store.artifactPath(a.Key)
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if a.Packages, _, err = b.packages(ctx, tree, "base", "build "+a.Role); err != nil {
 		return err
 	}
 	fresh := filepath.Join(b.dir, a.Key+".tar")
-	if _, err := b.run(ctx, contained(`exec tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$2" .`,
+	if _, err := b.run(ctx, b.contained(`exec tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$2" .`,
 		filepath.Join(tree, artifactDir), fresh)); err != nil {
 		return err
 	}
@@ -102,6 +120,13 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 		return err
 	}
 	a.SHA256 = sum
+	if b.replay != nil {
+		return removeTree(tree)
+	}
+	path := b.artifactPath(a.Key)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
 	data, err := json.MarshalIndent(a, "", "  ")
 	if err != nil {
 		return err
@@ -118,6 +143,53 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 		return err
 	}
 	return removeTree(tree)
+}
+
+// sources puts the files of an artifact's source package into the tree it is built in: kept ones, else fetched ones, which it
+// keeps. apt holds both against the archive's signature.
+func (b *bakery) sources(ctx context.Context, tree string, a *Artifact) error {
+	name, version, _ := strings.Cut(a.Source, " ")
+	dir := filepath.Join(tree, sourceDir)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	fetch := func(option string) (string, error) {
+		return b.run(ctx, b.contained(enterTree, tree, filepath.Join(b.dir, "debs-resolve"), "chroot", tree, "/bin/sh", "-euc",
+			`cd "$1"; exec apt-get source -qq "$2" "$3"`, "sh", sourceDir, option, name+"="+version))
+	}
+	uris, err := fetch("--print-uris") // 'URI' file size digest
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(uris) {
+		f := strings.Fields(line)
+		if len(f) < 3 {
+			return fmt.Errorf("apt-get source %s said %q, which names no file", name, line)
+		}
+		a.Sources = append(a.Sources, Kept{File: f[1]})
+		kept, err := filepath.Glob(filepath.Join(b.keptDir(), "*", f[1]))
+		if err != nil {
+			return err
+		}
+		for _, path := range kept {
+			sum, err := fileSum(path)
+			if err != nil || sum != filepath.Base(filepath.Dir(path)) {
+				continue
+			}
+			if err := os.Link(path, filepath.Join(dir, f[1])); err != nil && !errors.Is(err, fs.ErrExist) {
+				return err
+			}
+		}
+	}
+	if _, err := fetch("--download-only"); err != nil {
+		return err
+	}
+	for i, k := range a.Sources {
+		if a.Sources[i], err = b.keepFile(filepath.Join(dir, k.File)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // follow reports the last line of a file, which another program writes, every second until stop is called.

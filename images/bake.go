@@ -21,10 +21,10 @@ func bake(ctx context.Context, b *bakery) error {
 		return err
 	}
 	if err := b.base(ctx); err != nil {
-		return archiveHint(err)
+		return b.explain(err)
 	}
 	tree := filepath.Join(b.dir, "tree")
-	if _, err := b.run(ctx, contained(`cp -a --reflink=auto "$1" "$2"`, filepath.Join(b.dir, "base"), tree)); err != nil {
+	if _, err := b.run(ctx, b.contained(`cp -a --reflink=auto "$1" "$2"`, filepath.Join(b.dir, "base"), tree)); err != nil {
 		return err
 	}
 	artifacts := make([]Artifact, 0, len(b.roles))
@@ -43,19 +43,24 @@ func bake(ctx context.Context, b *bakery) error {
 			return nil
 		})
 	if err != nil {
-		return archiveHint(err)
+		return b.explain(err)
 	}
 	done := b.stage("unpack and clean")
 	defer done()
 	b.m.Artifacts = artifacts
 	for _, a := range artifacts {
-		if _, err := b.run(ctx, contained(`tar -C "$1" --no-overwrite-dir -xpf "$2"`, tree, b.store.artifactPath(a.Key))); err != nil {
+		if _, err := b.run(ctx, b.contained(`tar -C "$1" --no-overwrite-dir -xpf "$2"`, tree, b.artifactPath(a.Key))); err != nil {
 			return fmt.Errorf("unpacking what %s built: %w", a.Role, err)
 		}
 	}
-	if err := b.packages(ctx, tree); err != nil {
+	if b.m.Packages, b.m.Epoch, err = b.packages(ctx, tree, "base", "roles"); err != nil {
 		return err
 	}
+	arch, err := b.run(ctx, []string{"chroot", tree, "dpkg", "--print-architecture"})
+	if err != nil {
+		return err
+	}
+	b.m.Architecture = strings.TrimSpace(arch)
 	b.m.Tools = toolVersions(ctx)
 	return clean(tree, b.m.Epoch)
 }
@@ -86,16 +91,21 @@ func (b *bakery) base(ctx context.Context) error {
 		// Roles build from source packages; one line per source, before the lists are fetched.
 		`--setup-hook=sed -i -E 's/^deb (.*)/deb \1\ndeb-src \1/' "$1/etc/apt/sources.list"`,
 		`--setup-hook=mkdir -p "$1/var/cache/apt/archives" && mount --bind ` + shellQuote(debs) + ` "$1/var/cache/apt/archives"`,
-		b.def.Suite, tree,
 	}
-	if b.store.Mirror != "" {
-		argv = append(argv, b.store.Mirror)
+	b.m.Mirror = b.store.Mirror
+	if b.replay != nil {
+		b.m.Mirror = b.replay.Mirror
+		argv = append(argv, "--skip=update", `--setup-hook=tar -C "$1/var/lib/apt/lists" -xf `+shellQuote(b.keptPath(b.replay.Lists)))
+	}
+	argv = append(argv, b.def.Suite, tree)
+	if b.m.Mirror != "" {
+		argv = append(argv, b.m.Mirror)
 	}
 	// What a killed mmdebstrap leaves is in the bake's directory, not in /tmp.
-	if _, err := b.run(ctx, contained(`export TMPDIR=$1; shift; exec "$@"`, append([]string{b.dir}, argv...)...)); err != nil {
+	if _, err := b.run(ctx, b.contained(`export TMPDIR=$1; shift; exec "$@"`, append([]string{b.dir}, argv...)...)); err != nil {
 		return err
 	}
-	if err := b.keep(debs); err != nil {
+	if err := errors.Join(b.keep(debs), b.keepLists(ctx, tree)); err != nil {
 		return err
 	}
 	// Nodes need no manuals. mmdebstrap could leave them out too, but then unpacks at a third of the speed; clean removes those.
@@ -128,7 +138,7 @@ func (b *bakery) playbook(ctx context.Context, entry, tree, name string, roles [
 			"ansible_connection": "community.general.chroot", "ansible_host": tree,
 		}}}},
 		ExtraVars: extra,
-		Prefix:    contained(enterTree, tree, debs),
+		Prefix:    b.contained(enterTree, tree, debs),
 		Env:       environment(),
 		Files:     []*os.File{b.lock.File},
 		Step:      fmt.Sprintf("%s %s: %s", entry, b.def.Name, strings.Join(roles, ", ")),
@@ -158,8 +168,11 @@ func together(ctx context.Context, fns ...func(context.Context) error) error {
 	return first
 }
 
-// archiveHint adds to an error of an archive that does not answer what can be done. Programs tell of it in text only.
-func archiveHint(err error) error {
+// explain adds to an error of an archive that does not answer what can be done. Programs tell of it in text only.
+func (b *bakery) explain(err error) error {
+	if b.replay != nil {
+		return err // nobody was asked
+	}
 	text := err.Error()
 	for _, sign := range []string{
 		"Could not resolve", "Temporary failure resolving", "Could not connect", "Unable to connect", "Connection failed",

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/playbooks"
 )
 
 // Errors a caller may want to tell apart. What they wrap says more.
@@ -42,6 +43,8 @@ type bakery struct {
 	lock  *lockFile // held by everything the bake starts
 	step  *progress.Step
 	m     Manifest
+	// replay holds what an earlier bake was made of. Then this one takes nothing else and has no network; see Rebake.
+	replay *Manifest
 }
 
 // Build returns the image of a request and bakes it when there is none yet. Of two who ask for the same at once one bakes and
@@ -55,7 +58,7 @@ func (s *Store) Build(ctx context.Context, req Request) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	key, inputs, err := imageKey(def, roles)
+	key, inputs, err := imageKey(playbooks.FS, def, roles)
 	if err != nil {
 		return Image{}, err
 	}
@@ -92,11 +95,8 @@ func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Im
 	if err := s.Sweep(ctx); err != nil {
 		return Image{}, err
 	}
-	if err := removeTree(b.dir); err != nil {
+	if err := b.begin(); err != nil {
 		return Image{}, err
-	}
-	if err := os.MkdirAll(b.dir, 0o755); err != nil {
-		return Image{}, fmt.Errorf("making the bake's directory: %w", err)
 	}
 	defer func() {
 		if err != nil {
@@ -112,18 +112,37 @@ func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Im
 	return s.load(b.m.Key)
 }
 
-// finish digests the tree, writes what is known of it and puts the image in its place.
-func (b *bakery) finish(ctx context.Context) error {
-	done := b.stage("digest")
+// begin makes the bake's directory, empty.
+func (b *bakery) begin() error {
+	if err := removeTree(b.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(b.dir, 0o755); err != nil {
+		return fmt.Errorf("making the bake's directory: %w", err)
+	}
+	return nil
+}
+
+// digest lists the tree and notes its digest.
+func (b *bakery) digest(ctx context.Context) ([]entry, error) {
+	defer b.stage("digest")()
 	entries, err := scan(ctx, filepath.Join(b.dir, "tree"), true)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	b.m.Digest, b.m.Files, b.m.Bytes = digestTree(entries), len(entries), 0
 	for _, e := range entries {
 		b.m.Bytes += e.Size
 	}
-	done()
+	return entries, nil
+}
+
+// finish digests the tree, writes what is known of it and puts the image in its place.
+func (b *bakery) finish(ctx context.Context) error {
+	entries, err := b.digest(ctx)
+	if err != nil {
+		return err
+	}
 	b.m.Baked = time.Now().UTC().Truncate(time.Second)
 	data, err := json.MarshalIndent(b.m, "", "  ")
 	if err != nil {

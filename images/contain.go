@@ -21,6 +21,15 @@ func contained(script string, args ...string) []string {
 	}, args...)
 }
 
+// contained is contained as this bake needs it: a replay has no network device but a loopback that is down.
+func (b *bakery) contained(script string, args ...string) []string {
+	argv := contained(script, args...)
+	if b.replay != nil {
+		argv = slices.Insert(argv, 1, "--net")
+	}
+	return argv
+}
+
 // enterTree is a script that makes the tree $1 fit for programs in it, with $2 as its package cache, and then runs the rest of
 // its arguments. Nothing in the tree can reach the host's devices or kernel settings but the usual few.
 const enterTree = `

@@ -10,7 +10,7 @@
 //	<key>/manifest.json   what is in it and what it was made from
 //	<key>/files           every path of the tree with its digest, for Verify
 //	artifacts/            what roles build, by the key of everything that goes in
-//	packages/             every package that went in, by digest; also the cache of the next bake
+//	packages/             all that bakes took from outside, by digest: packages, package lists, sources; also the next bake's cache
 //	bake/                 bakes under way; locks/ tells which of them are alive
 package images
 
@@ -112,10 +112,12 @@ type Manifest struct {
 	Inputs       map[string]string `json:"inputs"`    // path under playbooks/ → sha256 of each file that goes in
 	Artifacts    []Artifact        `json:"artifacts"` // what roles built
 	Packages     []Package         `json:"packages"`
-	Epoch        time.Time         `json:"epoch"` // when the newest package was made; no file is younger
-	Files        int               `json:"files"` // entries of the tree, of any type
-	Bytes        int64             `json:"bytes"` // in regular files
-	Tools        map[string]string `json:"tools"` // versions of what baked it
+	Lists        Kept              `json:"lists"`            // of packages, as the archive had them: a tar archive
+	Mirror       string            `json:"mirror,omitempty"` // as Store.Mirror was; the image's list of sources names it
+	Epoch        time.Time         `json:"epoch"`            // when the newest package was made; no file is younger
+	Files        int               `json:"files"`            // entries of the tree, of any type
+	Bytes        int64             `json:"bytes"`            // in regular files
+	Tools        map[string]string `json:"tools"`            // versions of what baked it
 	// Baked and Timings tell of this bake alone; nothing depends on them.
 	Baked   time.Time          `json:"baked"`
 	Timings map[string]float64 `json:"timings"` // seconds by stage
@@ -126,7 +128,13 @@ type Package struct {
 	Name         string `json:"name"`
 	Version      string `json:"version"`
 	Architecture string `json:"architecture"`
-	SHA256       string `json:"sha256"` // of the .deb, which is packages/<definition>/<sha256>/ in the store
+	SHA256       string `json:"sha256"` // of the .deb, which is Kept
+}
+
+// Kept is a file from outside that a bake needs: packages/<definition>/<sha256>/<file> in the store.
+type Kept struct {
+	File   string `json:"file"`
+	SHA256 string `json:"sha256"`
 }
 
 // Artifact is what a role built for the image.
@@ -135,6 +143,9 @@ type Artifact struct {
 	Key    string `json:"key"`    // of everything that went in
 	SHA256 string `json:"sha256"` // of artifacts/<key>.tar in the store
 	Source string `json:"source"` // source package and version
+	// What it was built from: the source package's files, and all packages of the tree it was built in.
+	Sources  []Kept    `json:"sources"`
+	Packages []Package `json:"packages"`
 }
 
 // Store is a directory of images. Its methods are safe for concurrent use, by several processes too.
@@ -168,7 +179,7 @@ func (s *Store) Get(_ context.Context, req Request) (Image, bool, error) {
 	if err != nil {
 		return Image{}, false, err
 	}
-	key, _, err := imageKey(def, roles)
+	key, _, err := imageKey(playbooks.FS, def, roles)
 	if err != nil {
 		return Image{}, false, err
 	}

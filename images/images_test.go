@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/playbooks"
 )
 
 var request = Request{Definition: "debian-12", Roles: []string{"mpi", "base"}}
@@ -119,7 +120,7 @@ func TestTwoBuildsShareOneBake(t *testing.T) {
 
 func TestWaitingForAnotherBakeEndsWithItsContext(t *testing.T) {
 	s := fakeStore(t)
-	key, _, err := imageKey(Definitions()[0], []string{"base", "mpi"})
+	key, _, err := imageKey(playbooks.FS, Definitions()[0], []string{"base", "mpi"})
 	require.NoError(t, err)
 	lock, err := s.tryLock(key, syscall.LOCK_EX)
 	require.NoError(t, err)

@@ -9,21 +9,19 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-
-	"github.com/bedfellow/bedfellow/playbooks"
 )
 
 // recipe counts changes of the bake itself that give another image from the same inputs.
 const recipe = 1
 
 // imageKey is the key of an image's inputs, and the digest of each file that is one of them.
-func imageKey(def Definition, roles []string) (string, map[string]string, error) {
-	inputs, err := roleFiles(playbooks.FS, roles, "bake")
+func imageKey(fsys fs.FS, def Definition, roles []string) (string, map[string]string, error) {
+	inputs, err := roleFiles(fsys, roles, "bake")
 	if err != nil {
 		return "", nil, err
 	}
 	// What a role builds is in the image too.
-	built, err := roleFiles(playbooks.FS, roles, "build")
+	built, err := roleFiles(fsys, roles, "build")
 	if err != nil {
 		return "", nil, err
 	}

@@ -18,13 +18,13 @@ type Pruned struct {
 	Bakes     []string `json:"bakes"`     // half-made, of killed runs
 	Images    []string `json:"images"`    // whose manifest does not read
 	Artifacts []string `json:"artifacts"` // that no image's manifest names
-	Packages  []string `json:"packages"`  // likewise
+	Packages  []string `json:"packages"`  // likewise, with package lists and sources
 	Bytes     int64    `json:"bytes"`     // that they took on disk
 }
 
-// Prune removes what no image in the store needs: half-made bakes of killed runs, damaged images that no node runs on, and
-// artifacts and packages that no image's manifest names, those that only built an artifact among them. It waits for bakes
-// under way. What it removed before an error is told too.
+// Prune removes what no image in the store needs, neither to be there nor to be baked again: half-made bakes of killed runs,
+// damaged images that no node runs on, and artifacts, packages, package lists and sources that no image's manifest names. It
+// waits for bakes under way. What it removed before an error is told too.
 func (s *Store) Prune(ctx context.Context) (p Pruned, err error) {
 	p = Pruned{Bakes: []string{}, Images: []string{}, Artifacts: []string{}, Packages: []string{}}
 	if !exists(s.dir) {
@@ -93,7 +93,7 @@ func (s *Store) Prune(ctx context.Context) (p Pruned, err error) {
 	return p, nil
 }
 
-// named are the paths of all artifacts and packages that manifests name. It calls damaged with an image whose manifest does
+// named are the paths of all artifacts and of all from outside that manifests name. It calls damaged with an image whose manifest does
 // not read.
 func (s *Store) named(ctx context.Context, damaged func(dir string) error) (map[string]bool, error) {
 	manifests, err := filepath.Glob(filepath.Join(s.dir, "*", "manifest.json"))
@@ -117,8 +117,8 @@ func (s *Store) named(ctx context.Context, damaged func(dir string) error) (map[
 		for _, a := range img.Manifest.Artifacts {
 			named[s.artifactPath(a.Key)] = true
 		}
-		for _, pkg := range img.Manifest.Packages {
-			named[filepath.Join(s.dir, "packages", img.Definition, pkg.SHA256)] = true
+		for _, k := range img.Manifest.kept() {
+			named[filepath.Join(s.dir, "packages", img.Definition, k.SHA256)] = true
 		}
 	}
 	return named, ctx.Err()

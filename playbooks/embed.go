@@ -2,9 +2,10 @@
 //
 // A role has up to three entry points, each a file in its tasks directory:
 //
-//	build.yml      makes what the role installs, in a throw-away tree with compilers; what it leaves under
-//	               bed_artifact_dir is kept by content and unpacked over the image; what it writes to
-//	               bed_artifact_dir.progress, up to a "|" in the last line, is shown meanwhile
+//	build.yml      makes what the role installs, in a throw-away tree with compilers, from the source package that
+//	               <role>_source names and whose files are in bed_source_dir; what it leaves under bed_artifact_dir is
+//	               kept by content and unpacked over the image; what it writes to bed_artifact_dir.progress, up to a
+//	               "|" in the last line, is shown meanwhile
 //	bake.yml       puts what is the same on every node into an image, over a chroot connection, without starting anything
 //	configure.yml  sets what differs by node or bed, over ssh as the bed's user
 //

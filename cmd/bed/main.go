@@ -53,7 +53,8 @@ func exitCode(err error) int {
 		return problems.ExitCode()
 	case errors.As(err, &usage):
 		return exitWrong
-	case errors.Is(err, images.ErrNoSpace), errors.Is(err, images.ErrMissing), errors.Is(err, images.ErrNotRoot), errors.Is(err, images.ErrInUse):
+	case errors.Is(err, images.ErrNoSpace), errors.Is(err, images.ErrMissing), errors.Is(err, images.ErrNotRoot), errors.Is(err, images.ErrInUse),
+		errors.Is(err, images.ErrCannotRebake):
 		return exitHost
 	default:
 		return exitFailed
