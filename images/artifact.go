@@ -3,7 +3,6 @@ package images
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -54,7 +53,7 @@ func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, err
 		return Artifact{}, false, err
 	}
 	_, version, _ := strings.Cut(resolved, "\nSource: ")
-	a := Artifact{Role: role, Key: digestOf("artifact", recipe, b.def, role, files, resolved), Source: name + " " + strings.TrimSpace(version)}
+	a := Artifact{Role: role, Key: digestOf("artifact", bakeVersion, b.def, role, files, resolved), Source: name + " " + strings.TrimSpace(version)}
 	if b.replay != nil {
 		return a, true, b.build(ctx, &a)
 	}
@@ -143,53 +142,6 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 		return err
 	}
 	return removeTree(tree)
-}
-
-// sources puts the files of an artifact's source package into the tree it is built in: kept ones, else fetched ones, which it
-// keeps. apt holds both against the archive's signature.
-func (b *bakery) sources(ctx context.Context, tree string, a *Artifact) error {
-	name, version, _ := strings.Cut(a.Source, " ")
-	dir := filepath.Join(tree, sourceDir)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	fetch := func(option string) (string, error) {
-		return b.run(ctx, b.contained(enterTree, tree, filepath.Join(b.dir, "debs-resolve"), "chroot", tree, "/bin/sh", "-euc",
-			`cd "$1"; exec apt-get source -qq "$2" "$3"`, "sh", sourceDir, option, name+"="+version))
-	}
-	uris, err := fetch("--print-uris") // 'URI' file size digest
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(uris) {
-		f := strings.Fields(line)
-		if len(f) < 3 {
-			return fmt.Errorf("apt-get source %s said %q, which names no file", name, line)
-		}
-		a.Sources = append(a.Sources, Kept{File: f[1]})
-		kept, err := filepath.Glob(filepath.Join(b.keptDir(), "*", f[1]))
-		if err != nil {
-			return err
-		}
-		for _, path := range kept {
-			sum, err := fileSum(path)
-			if err != nil || sum != filepath.Base(filepath.Dir(path)) {
-				continue
-			}
-			if err := os.Link(path, filepath.Join(dir, f[1])); err != nil && !errors.Is(err, fs.ErrExist) {
-				return err
-			}
-		}
-	}
-	if _, err := fetch("--download-only"); err != nil {
-		return err
-	}
-	for i, k := range a.Sources {
-		if a.Sources[i], err = b.keepFile(filepath.Join(dir, k.File)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // follow reports the last line of a file, which another program writes, every second until stop is called.

@@ -12,12 +12,13 @@ import (
 	"sync"
 
 	"github.com/bedfellow/bedfellow/pkg/ansible"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
 
 // bake fills the bake's tree and manifest: base system, then roles and what they build side by side.
 func bake(ctx context.Context, b *bakery) error {
-	if err := b.store.preflight(b.def); err != nil {
+	if err := b.store.preflight(b.recipe); err != nil {
 		return err
 	}
 	if err := b.base(ctx); err != nil {
@@ -62,6 +63,11 @@ func bake(ctx context.Context, b *bakery) error {
 	}
 	b.m.Architecture = strings.TrimSpace(arch)
 	b.m.Tools = toolVersions(ctx)
+	if b.format == bed.VM {
+		if err := b.bootable(ctx, tree, b.m.Epoch); err != nil {
+			return err
+		}
+	}
 	return clean(tree, b.m.Epoch)
 }
 
@@ -79,13 +85,17 @@ func (b *bakery) base(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	keyring, err := b.keyring(ctx)
+	if err != nil {
+		return err
+	}
 	argv := []string{
 		"mmdebstrap", "--mode=root", "--format=directory", "--variant=apt", "--include=python3,python3-apt",
 		"--components=" + strings.Join(b.def.Components, ","),
 		"--skip=download/empty,essential/unlink,cleanup/apt",
 		`--aptopt=APT::Keep-Downloaded-Packages "true"`, `--aptopt=APT::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`,
 		// Without it, mmdebstrap on a host of another distribution writes into the image where it found the keys.
-		"--keyring=" + b.def.keyring(),
+		"--keyring=" + keyring,
 		`--aptopt=Acquire::Retries "2"`, `--aptopt=Acquire::http::Timeout "20"`,
 		"--dpkgopt=force-unsafe-io", // a bake that is cut short is thrown away
 		// Roles build from source packages; one line per source, before the lists are fetched.
@@ -127,7 +137,7 @@ func (b *bakery) playbook(ctx context.Context, entry, tree, name string, roles [
 	if err != nil {
 		return err
 	}
-	extra := map[string]any{"bed_roles": roles}
+	extra := map[string]any{"bed_roles": roles, "bed_definition": b.def.Name}
 	for k, v := range vars {
 		extra[k] = v
 	}

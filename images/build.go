@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
@@ -37,12 +39,11 @@ var tools = []struct{ program, pkg string }{
 // bakery is one bake under way.
 type bakery struct {
 	store *Store
-	def   Definition
-	roles []string
-	dir   string    // of the bake; becomes the image
-	lock  *lockFile // held by everything the bake starts
-	step  *progress.Step
-	m     Manifest
+	recipe
+	dir  string    // of the bake; becomes the image
+	lock *lockFile // held by everything the bake starts
+	step *progress.Step
+	m    Manifest
 	// replay holds what an earlier bake was made of. Then this one takes nothing else and has no network; see Rebake.
 	replay *Manifest
 }
@@ -54,20 +55,20 @@ func (s *Store) Build(ctx context.Context, req Request) (Image, error) {
 	if img, ok, err := s.Get(ctx, req); ok || err != nil {
 		return img, err
 	}
-	def, roles, err := req.resolve()
+	r, err := req.resolve()
 	if err != nil {
 		return Image{}, err
 	}
-	key, inputs, err := imageKey(playbooks.FS, def, roles)
+	key, inputs, err := r.key(playbooks.FS)
 	if err != nil {
 		return Image{}, err
 	}
-	step := progress.Start(ctx, "bake %s", def.Name)
-	img, err := s.build(ctx, step, &bakery{store: s, def: def, roles: roles, dir: s.bakeDir(key), step: step, m: Manifest{
-		Format: 1, Key: key, Definition: def, Roles: roles, Inputs: inputs, Timings: map[string]float64{},
+	step := progress.Start(ctx, "bake %s", r.def.Name)
+	img, err := s.build(ctx, step, &bakery{store: s, recipe: r, dir: s.bakeDir(key), step: step, m: Manifest{
+		Format: 1, Key: key, Definition: r.def, ImageFormat: r.format, Roles: r.roles, Inputs: inputs, Timings: map[string]float64{},
 	}})
 	if err != nil {
-		err = fmt.Errorf("baking %s with %s: %w", def.Name, strings.Join(roles, ", "), err)
+		err = fmt.Errorf("baking %s with %s: %w", r.def.Name, strings.Join(r.roles, ", "), err)
 	}
 	step.EndWith(fmt.Sprintf("%d packages, %d MiB", len(img.Manifest.Packages), img.Manifest.Bytes>>20), err)
 	return img, err
@@ -143,6 +144,11 @@ func (b *bakery) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if b.format == bed.VM {
+		if err := b.disk(ctx); err != nil {
+			return err
+		}
+	}
 	b.m.Baked = time.Now().UTC().Truncate(time.Second)
 	data, err := json.MarshalIndent(b.m, "", "  ")
 	if err != nil {
@@ -160,7 +166,7 @@ func (b *bakery) finish(ctx context.Context) error {
 	}
 	for _, e := range keep {
 		switch e.Name() {
-		case "tree", "files", "manifest.json":
+		case string(b.format), "files", "manifest.json":
 		default:
 			if err := removeTree(filepath.Join(b.dir, e.Name())); err != nil {
 				return err
@@ -172,6 +178,9 @@ func (b *bakery) finish(ctx context.Context) error {
 	// An image that does not load was moved to the same key by hand, or damaged: it makes room.
 	target := filepath.Join(b.store.dir, b.m.Key)
 	if err := removeTree(target); err != nil {
+		return err
+	}
+	if err := os.Chmod(b.dir, 0o755); err != nil { // whatever the umask: drivers need not be root
 		return err
 	}
 	if err := os.Rename(b.dir, target); err != nil {
@@ -222,15 +231,21 @@ func (s *Store) sweep(ctx context.Context, remove func(dir string) error) error 
 func (s *Store) bakeDir(key string) string { return filepath.Join(s.dir, "bake", key) }
 
 // preflight says what is missing before anything is begun.
-func (s *Store) preflight(def Definition) error {
+func (s *Store) preflight(r recipe) error {
 	var missing, pkgs []string
-	for _, t := range tools {
+	wanted := tools
+	if r.format == bed.VM {
+		wanted = slices.Concat(tools, diskTools)
+	}
+	for _, t := range wanted {
 		if _, err := exec.LookPath(t.program); err != nil {
 			missing, pkgs = append(missing, t.program), append(pkgs, t.pkg)
 		}
 	}
-	if !exists(def.keyring()) { // other distributions do not install it
-		missing, pkgs = append(missing, def.keyring()), append(pkgs, def.Keyring)
+	if _, err := s.keyring(r.def); err != nil { // other distributions do not install it
+		if source := r.def.keyringSource(); source == nil || !exists(source.keyring()) {
+			missing, pkgs = append(missing, r.def.keyring()), append(pkgs, r.def.Keyring)
+		}
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("%w: %s; install them: apt-get install %s", ErrMissing, strings.Join(missing, ", "), strings.Join(pkgs, " "))

@@ -127,7 +127,7 @@ func TestRemoveRefusesWhatNodesRunOn(t *testing.T) {
 	require.NoError(t, os.Mkdir(node, 0o755))
 
 	t.Run("mounted", func(t *testing.T) {
-		mount(t, "overlay", node, "lowerdir="+other+":"+strings.ReplaceAll(img.Tree, ":", `\:`))
+		mount(t, "overlay", node, "lowerdir="+other+":"+strings.ReplaceAll(img.Path, ":", `\:`))
 		err := s.Remove(t.Context(), img.Digest)
 		require.ErrorIs(t, err, ErrInUse)
 		assert.ErrorContains(t, err, node)
@@ -137,12 +137,12 @@ func TestRemoveRefusesWhatNodesRunOn(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(s.dir, img.Key, "manifest.json"), []byte("{"), 0o644))
 		_, err = s.Prune(t.Context())
 		require.ErrorIs(t, err, ErrInUse)
-		assert.DirExists(t, img.Tree)
+		assert.DirExists(t, img.Path)
 	})
 	p, err := s.Prune(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []string{img.Key}, p.Images)
-	assert.NoDirExists(t, img.Tree)
+	assert.NoDirExists(t, img.Path)
 }
 
 func TestLowerLayers(t *testing.T) {
@@ -165,7 +165,7 @@ func TestLowerLayers(t *testing.T) {
 
 func TestMissingKeyringNamesItsPackage(t *testing.T) {
 	s := fakeStore(t)
-	err := s.preflight(Definition{Name: "nosuch-1", Distribution: "nosuch", Keyring: "nosuch-keyring"})
+	err := s.preflight(recipe{def: Definition{Name: "nosuch-1", Distribution: "nosuch", Keyring: "nosuch-keyring"}})
 	require.ErrorIs(t, err, ErrMissing)
 	assert.ErrorContains(t, err, "/usr/share/keyrings/nosuch-archive-keyring.gpg")
 	assert.Regexp(t, `apt-get install .*\bnosuch-keyring\b`, err.Error())

@@ -6,10 +6,11 @@
 //
 // A store is a directory:
 //
-//	<key>/tree            the root tree
+//	<key>/tree or vm      the image, in the form that was asked for
 //	<key>/manifest.json   what is in it and what it was made from
-//	<key>/files           every path of the tree with its digest, for Verify
+//	<key>/files           every path of the root tree with its digest, for Verify
 //	artifacts/            what roles build, by the key of everything that goes in
+//	keyrings/             archive keys of distributions that the host's does not know
 //	packages/             all that bakes took from outside, by digest: packages, package lists, sources; also the next bake's cache
 //	bake/                 bakes under way; locks/ tells which of them are alive
 package images
@@ -26,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
 
@@ -59,17 +61,33 @@ func (d Definition) keyring() string {
 func Definitions() []Definition {
 	return []Definition{
 		{Name: "debian-12", Distribution: "debian", Suite: "bookworm", Components: []string{"main"}, Keyring: "debian-archive-keyring"},
+		{Name: "debian-13", Distribution: "debian", Suite: "trixie", Components: []string{"main"}, Keyring: "debian-archive-keyring"},
+		{Name: "ubuntu-22.04", Distribution: "ubuntu", Suite: "jammy", Components: []string{"main", "universe"}, Keyring: "ubuntu-archive-keyring"},
 	}
 }
 
 // Request asks for an image.
 type Request struct {
 	Definition string
-	Roles      []string // of playbooks.Roles, in any order; none is all of them
+	Format     bed.ImageFormat // empty is a tree
+	Roles      []string        // of playbooks.Roles, in any order; none is all that the format has a use for
 }
 
-// resolve checks the request and puts its roles in the order they are baked.
-func (r Request) resolve() (Definition, []string, error) {
+// recipe is what a request comes to: which roles are baked in which order, and into what.
+type recipe struct {
+	def    Definition
+	format bed.ImageFormat
+	roles  []string
+}
+
+// resolve checks the request.
+func (r Request) resolve() (recipe, error) {
+	if r.Format == "" {
+		r.Format = bed.Tree
+	}
+	if !slices.Contains(bed.ImageFormats(), r.Format) {
+		return recipe{}, fmt.Errorf("image %s: no such format %q; there are: %v", r.Definition, r.Format, bed.ImageFormats())
+	}
 	defs := Definitions()
 	i := slices.IndexFunc(defs, func(d Definition) bool { return d.Name == r.Definition })
 	if i < 0 {
@@ -77,27 +95,31 @@ func (r Request) resolve() (Definition, []string, error) {
 		for i, d := range defs {
 			names[i] = d.Name
 		}
-		return Definition{}, nil, fmt.Errorf("image %q: no such definition; there are: %s", r.Definition, strings.Join(names, ", "))
+		return recipe{}, fmt.Errorf("image %q: no such definition; there are: %s", r.Definition, strings.Join(names, ", "))
 	}
 	all := playbooks.Roles()
 	for _, role := range r.Roles {
 		if !slices.Contains(all, role) {
-			return Definition{}, nil, fmt.Errorf("image %s: no such role %q; there are: %s", r.Definition, role, strings.Join(all, ", "))
+			return recipe{}, fmt.Errorf("image %s: no such role %q; there are: %s", r.Definition, role, strings.Join(all, ", "))
 		}
 	}
-	if len(r.Roles) > 0 {
-		all = slices.DeleteFunc(all, func(role string) bool { return !slices.Contains(r.Roles, role) })
-	}
-	return defs[i], all, nil
+	all = slices.DeleteFunc(all, func(role string) bool {
+		if role == kernelRole { // what a machine needs to boot by itself, and a tree has no use for
+			return r.Format != bed.VM
+		}
+		return len(r.Roles) > 0 && !slices.Contains(r.Roles, role)
+	})
+	return recipe{defs[i], r.Format, all}, nil
 }
 
 // Image is one baked image.
 type Image struct {
-	Key        string   // of the inputs
-	Digest     string   // of the content: sha256:…
-	Definition string   //
+	Key        string // of the inputs
+	Digest     string // of the content: sha256:…
+	Definition string //
+	Format     bed.ImageFormat
 	Roles      []string // in the order they were baked
-	Tree       string   // absolute path of the root tree; must not be written to
+	Path       string   // absolute path of the root tree or of the directory with the disk; must not be written to
 	Manifest   Manifest
 }
 
@@ -108,6 +130,7 @@ type Manifest struct {
 	Digest       string            `json:"digest"`
 	Definition   Definition        `json:"definition"`
 	Architecture string            `json:"architecture"` // as the distribution calls it: amd64
+	ImageFormat  bed.ImageFormat   `json:"imageFormat"`
 	Roles        []string          `json:"roles"`
 	Inputs       map[string]string `json:"inputs"`    // path under playbooks/ → sha256 of each file that goes in
 	Artifacts    []Artifact        `json:"artifacts"` // what roles built
@@ -117,6 +140,7 @@ type Manifest struct {
 	Epoch        time.Time         `json:"epoch"`            // when the newest package was made; no file is younger
 	Files        int               `json:"files"`            // entries of the tree, of any type
 	Bytes        int64             `json:"bytes"`            // in regular files
+	Disk         map[string]File   `json:"disk,omitempty"`   // what a VM image is, by file name
 	Tools        map[string]string `json:"tools"`            // versions of what baked it
 	// Baked and Timings tell of this bake alone; nothing depends on them.
 	Baked   time.Time          `json:"baked"`
@@ -135,6 +159,12 @@ type Package struct {
 type Kept struct {
 	File   string `json:"file"`
 	SHA256 string `json:"sha256"`
+}
+
+// File is one file of a VM image.
+type File struct {
+	SHA256 string `json:"sha256"`
+	Bytes  int64  `json:"bytes"`
 }
 
 // Artifact is what a role built for the image.
@@ -175,11 +205,11 @@ func (s *Store) Dir() string { return s.dir }
 
 // Get finds the image of a request without making it, and says whether there is one. It reads little and needs no network.
 func (s *Store) Get(_ context.Context, req Request) (Image, bool, error) {
-	def, roles, err := req.resolve()
+	r, err := req.resolve()
 	if err != nil {
 		return Image{}, false, err
 	}
-	key, _, err := imageKey(playbooks.FS, def, roles)
+	key, _, err := r.key(playbooks.FS)
 	if err != nil {
 		return Image{}, false, err
 	}
@@ -239,10 +269,11 @@ func (s *Store) Remove(ctx context.Context, digest string) error {
 
 // remove removes an image unless nodes run on it. Its lock is held.
 func (s *Store) remove(key string) error {
-	nodes, err := mountsOf(filepath.Join(s.dir, key, "tree"))
+	nodes, err := mountsOf(filepath.Join(s.dir, key, string(bed.Tree)))
 	if err != nil {
 		return err
 	}
+	nodes = append(nodes, holdersOf(filepath.Join(s.dir, key, string(bed.VM), bed.DiskFile))...)
 	if len(nodes) > 0 {
 		return fmt.Errorf("%w: %s; `bed sweep` lists the beds of this host; take that one down with `bed destroy -s STACK` or `bed sweep --delete --owner BED`",
 			ErrInUse, strings.Join(nodes, ", "))
@@ -293,7 +324,7 @@ func (s *Store) load(key string) (Image, error) {
 		return Image{}, fmt.Errorf("%w: the manifest.json in %s does not read (%v); `bed image prune` removes the image, and the next bake makes it anew", errDamaged, filepath.Dir(path), err)
 	}
 	return Image{
-		Key: key, Digest: m.Digest, Definition: m.Definition.Name, Roles: m.Roles, Manifest: m,
-		Tree: filepath.Join(s.dir, key, "tree"),
+		Key: key, Digest: m.Digest, Definition: m.Definition.Name, Format: m.ImageFormat, Roles: m.Roles, Manifest: m,
+		Path: filepath.Join(s.dir, key, string(m.ImageFormat)),
 	}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
@@ -50,7 +51,7 @@ func TestBuildKeepsByKey(t *testing.T) {
 	made, err := s.Build(t.Context(), request)
 	require.NoError(t, err)
 	assert.Equal(t, []string{"base", "mpi"}, made.Roles, "in the order they are baked")
-	assert.FileExists(t, filepath.Join(made.Tree, "etc/file"))
+	assert.FileExists(t, filepath.Join(made.Path, "etc/file"))
 	assert.NotEmpty(t, made.Manifest.Inputs["roles/mpi/tasks/bake.yml"])
 
 	s.bake = func(context.Context, *bakery) error { return errors.New("baked twice") }
@@ -120,7 +121,7 @@ func TestTwoBuildsShareOneBake(t *testing.T) {
 
 func TestWaitingForAnotherBakeEndsWithItsContext(t *testing.T) {
 	s := fakeStore(t)
-	key, _, err := imageKey(playbooks.FS, Definitions()[0], []string{"base", "mpi"})
+	key, _, err := recipe{Definitions()[0], bed.Tree, []string{"base", "mpi"}}.key(playbooks.FS)
 	require.NoError(t, err)
 	lock, err := s.tryLock(key, syscall.LOCK_EX)
 	require.NoError(t, err)
@@ -171,7 +172,7 @@ func TestVerifyNamesWhatChanged(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, s.Verify(t.Context(), img.Digest, false))
 			require.NoError(t, s.Verify(t.Context(), img.Digest, true))
-			require.NoError(t, c.change(filepath.Join(img.Tree, "etc")))
+			require.NoError(t, c.change(filepath.Join(img.Path, "etc")))
 			assert.ErrorContains(t, s.Verify(t.Context(), img.Digest, false), c.path)
 			if c.quick {
 				assert.ErrorContains(t, s.Verify(t.Context(), img.Digest, true), c.path)
@@ -265,7 +266,7 @@ func TestImagesHoldNoSecretAndNoIdentity(t *testing.T) {
 			case e.Path == "etc/machine-id":
 				assert.Zero(t, e.Size, e.Path)
 			case e.Mode&syscall.S_IFMT == syscall.S_IFREG && e.Size < 1<<16 && strings.HasPrefix(e.Path, "etc/"):
-				data, err := os.ReadFile(filepath.Join(img.Tree, e.Path))
+				data, err := os.ReadFile(filepath.Join(img.Path, e.Path))
 				require.NoError(t, err)
 				assert.NotContains(t, string(data), "PRIVATE KEY", e.Path)
 			}

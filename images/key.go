@@ -11,24 +11,24 @@ import (
 	"strings"
 )
 
-// recipe counts changes of the bake itself that give another image from the same inputs.
-const recipe = 1
+// bakeVersion counts changes of the bake itself that give another image from the same inputs.
+const bakeVersion = 2
 
-// imageKey is the key of an image's inputs, and the digest of each file that is one of them.
-func imageKey(fsys fs.FS, def Definition, roles []string) (string, map[string]string, error) {
-	inputs, err := roleFiles(fsys, roles, "bake")
+// key is the key of an image's inputs, and the digest of each file that is one of them.
+func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
+	inputs, err := roleFiles(fsys, r.roles, "bake")
 	if err != nil {
 		return "", nil, err
 	}
 	// What a role builds is in the image too.
-	built, err := roleFiles(fsys, roles, "build")
+	built, err := roleFiles(fsys, r.roles, "build")
 	if err != nil {
 		return "", nil, err
 	}
 	for p, sum := range built {
 		inputs[p] = sum
 	}
-	return digestOf("image", recipe, runtime.GOARCH, def, roles, inputs), inputs, nil
+	return digestOf("image", bakeVersion, runtime.GOARCH, r.def, r.format, r.roles, inputs), inputs, nil
 }
 
 // roleFiles digests the files an entry point of the roles can read; package playbooks says which those are.

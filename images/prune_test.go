@@ -84,7 +84,7 @@ func TestDamagedImageIsRemovedAndBakedAnew(t *testing.T) {
 	s := fakeStore(t)
 	img, err := s.Build(t.Context(), request)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(img.Tree, "etc/file"), []byte("other"), 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(img.Path, "etc/file"), []byte("other"), 0o644))
 	assert.ErrorContains(t, s.Verify(t.Context(), img.Digest, false), "`bed image remove "+img.Digest+"`")
 	require.NoError(t, s.Remove(t.Context(), img.Digest))
 	again, err := s.Build(t.Context(), request)

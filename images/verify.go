@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
@@ -35,7 +37,15 @@ func (s *Store) Verify(ctx context.Context, digest string, quick bool) error {
 	if err != nil {
 		return damaged("its list of files %v", err)
 	}
-	have, err := scan(ctx, img.Tree, !quick)
+	if img.Format == bed.VM {
+		for _, name := range sortedKeys(img.Manifest.Disk) {
+			if how := img.Manifest.Disk[name].differs(filepath.Join(img.Path, name), quick); how != "" {
+				return damaged("%s %s", filepath.Join(img.Path, name), how)
+			}
+		}
+		return nil
+	}
+	have, err := scan(ctx, img.Path, !quick)
 	if err != nil {
 		return fmt.Errorf("verifying image %s: %w", img.Digest, err)
 	}
@@ -48,9 +58,28 @@ func (s *Store) Verify(ctx context.Context, digest string, quick bool) error {
 		withoutTimes(have)
 	}
 	if found := differences(want, have); len(found) > 0 {
-		return damaged("%s", first(found, img.Tree))
+		return damaged("%s", first(found, img.Path))
 	}
 	return nil
+}
+
+// differs says how a file is not the one that was baked, if it is not. Quick, it looks at the size alone.
+func (f File) differs(path string, quick bool) string {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return "does not read: " + err.Error()
+	case info.Size() != f.Bytes:
+		return fmt.Sprintf("has %d bytes, not %d", info.Size(), f.Bytes)
+	case quick:
+		return ""
+	}
+	if sum, err := fileSum(path); err != nil {
+		return "does not read: " + err.Error()
+	} else if sum != f.SHA256 {
+		return "differs in content"
+	}
+	return ""
 }
 
 // Rebake bakes an image again from what the store kept of its bake and nothing else, without a network, and says what differs.
@@ -82,7 +111,7 @@ func (s *Store) rebake(ctx context.Context, step *progress.Step, img Image) (err
 		return err
 	}
 	defer lock.Close()
-	b := &bakery{store: s, def: img.Manifest.Definition, roles: img.Roles, dir: s.bakeDir(name), lock: lock, step: step,
+	b := &bakery{store: s, recipe: recipe{img.Manifest.Definition, img.Format, img.Roles}, dir: s.bakeDir(name), lock: lock, step: step,
 		replay: &img.Manifest, m: Manifest{Timings: map[string]float64{}}}
 	if err := b.replayable(); err != nil {
 		return err
@@ -127,7 +156,7 @@ func (s *Store) rebake(ctx context.Context, step *progress.Step, img Image) (err
 // replayable checks that the bake can be done again, and that all it took from outside is there and unchanged.
 func (b *bakery) replayable() error {
 	m := b.replay
-	key, inputs, err := imageKey(playbooks.FS, b.def, b.roles)
+	key, inputs, err := b.key(playbooks.FS)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCannotRebake, err)
 	}

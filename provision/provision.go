@@ -56,7 +56,7 @@ type Info struct {
 	// SharedKernel machines run on the host's kernel and see its CPUs and memory.
 	SharedKernel bool
 	// Image is the form of the baked image that the machines boot from; empty when they need none.
-	Image ImageFormat
+	Image bed.ImageFormat
 	// RootlessKubernetes can run in these machines on this host.
 	RootlessKubernetes bool
 	// DiskLimit tells whether a machine's disk size can be set.
@@ -64,21 +64,6 @@ type Info struct {
 	// Concurrency is how many machines may be made at once.
 	Concurrency int
 }
-
-// ImageFormat is a form of a baked image. Machine.Image is a path of that form.
-type ImageFormat string
-
-// A Tree is a directory that is a root file system. A VM image is a directory with the files named below; KernelFile, InitrdFile
-// and CmdlineFile are for starting the kernel directly, and the disk boots by itself too, with BIOS and with UEFI.
-const (
-	Tree ImageFormat = "tree"
-	VM   ImageFormat = "vm"
-
-	DiskFile    = "disk.qcow2"
-	KernelFile  = "vmlinuz"
-	InitrdFile  = "initrd.img"
-	CmdlineFile = "cmdline" // of the kernel, one line without the newline
-)
 
 // Owner is the mark on everything a bed has made.
 type Owner struct {

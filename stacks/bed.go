@@ -113,12 +113,12 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	digest := pulumi.String("").ToStringOutput()
 	if on.Image != "" {
 		img := &image{}
-		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "roles": pulumi.ToStringArray(args.Roles)}
+		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "format": pulumi.String(on.Image), "roles": pulumi.ToStringArray(args.Roles)}
 		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
 			return nil, err
 		}
 		digest = img.Digest
-		poolInputs["image"], poolInputs["imageDigest"] = img.Tree, img.Digest
+		poolInputs["image"], poolInputs["imageDigest"] = img.Path, img.Digest
 	}
 	machines := &pool{}
 	if err := ctx.RegisterResource("bedfellow:index:Pool", name+"-nodes", poolInputs, machines, child); err != nil {

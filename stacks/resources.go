@@ -10,7 +10,7 @@ import (
 type image struct {
 	pulumi.CustomResourceState
 	Digest pulumi.StringOutput `pulumi:"digest"`
-	Tree   pulumi.StringOutput `pulumi:"tree"`
+	Path   pulumi.StringOutput `pulumi:"path"`
 }
 
 type keys struct {

@@ -63,6 +63,7 @@ func (a *app) image() *cobra.Command {
 	all := &cobra.Command{Use: "image", Short: "Bake, list, check, remove and prune node images"}
 	group(all)
 	var roles []string
+	var form string
 	build := &cobra.Command{
 		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -70,7 +71,7 @@ func (a *app) image() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			request := images.Request{Definition: "debian-12", Roles: roles}
+			request := images.Request{Definition: "debian-12", Format: bed.ImageFormat(form), Roles: roles}
 			if len(args) > 0 {
 				request.Definition = args[0]
 			}
@@ -78,9 +79,10 @@ func (a *app) image() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.print(img, func() { fmt.Printf("%s  %s\n", img.Digest, img.Tree) })
+			return a.print(img, func() { fmt.Printf("%s  %s\n", img.Digest, img.Path) })
 		},
 	}
+	build.Flags().StringVar(&form, "format", string(bed.Tree), fmt.Sprintf("one of %v: a root file system, or a disk that boots", bed.ImageFormats()))
 	build.Flags().StringSliceVar(&roles, "roles", nil, "roles on it; all by default")
 	list := &cobra.Command{
 		Use: "list", Short: "List the images that are kept",
@@ -99,9 +101,9 @@ func (a *app) image() *cobra.Command {
 			}
 			return a.print(all, func() {
 				w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-				fmt.Fprintln(w, "IMAGE\tROLES\tDIGEST\tSIZE\tPACKAGES\tBAKED")
+				fmt.Fprintln(w, "IMAGE\tFORMAT\tROLES\tDIGEST\tSIZE\tPACKAGES\tBAKED")
 				for _, i := range all {
-					fmt.Fprintf(w, "%s\t%s\t%.19s\t%d MiB\t%d\t%s\n", i.Definition, strings.Join(i.Roles, ","), i.Digest,
+					fmt.Fprintf(w, "%s\t%s\t%s\t%.19s\t%d MiB\t%d\t%s\n", i.Definition, i.Format, strings.Join(i.Roles, ","), i.Digest,
 						i.Manifest.Bytes>>20, len(i.Manifest.Packages), i.Manifest.Baked.Local().Format("2006-01-02 15:04"))
 				}
 				w.Flush()

@@ -65,7 +65,7 @@ var (
 // Info tells what the driver is.
 func (d *Driver) Info() provision.Info {
 	return provision.Info{
-		Name: "nspawn", SSH: true, SharedKernel: true, Image: provision.Tree, RootlessKubernetes: d.groups.unified, Concurrency: 16,
+		Name: "nspawn", SSH: true, SharedKernel: true, Image: bed.Tree, RootlessKubernetes: d.groups.unified, Concurrency: 16,
 	}
 }
 

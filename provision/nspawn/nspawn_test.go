@@ -73,7 +73,7 @@ func bakedImage(t *testing.T) (tree, digest string) {
 	require.NoError(t, err)
 	img, err := store.Build(t.Context(), images.Request{Definition: "debian-12"})
 	require.NoError(t, err)
-	return img.Tree, img.Digest
+	return img.Path, img.Digest
 }
 
 // census lists what the driver makes on a host, by asking the host.

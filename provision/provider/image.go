@@ -7,6 +7,7 @@ import (
 	"github.com/pulumi/pulumi-go-provider/infer"
 
 	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 )
 
@@ -17,7 +18,12 @@ type Image struct{ host Host }
 // ImageArgs say what is baked.
 type ImageArgs struct {
 	Definition string   `pulumi:"definition"`
+	Format     string   `pulumi:"format,optional"`
 	Roles      []string `pulumi:"roles,optional"`
+}
+
+func (i ImageArgs) request() images.Request {
+	return images.Request{Definition: i.Definition, Format: bed.ImageFormat(i.Format), Roles: i.Roles}
 }
 
 // ImageState is where it is.
@@ -25,7 +31,7 @@ type ImageState struct {
 	ImageArgs
 	Key    string `pulumi:"key"`
 	Digest string `pulumi:"digest"`
-	Tree   string `pulumi:"tree"`
+	Path   string `pulumi:"path"`
 }
 
 // Annotate describes the resource in the schema.
@@ -36,6 +42,7 @@ func (i *Image) Annotate(a infer.Annotator) {
 // Annotate describes the inputs in the schema.
 func (i *ImageArgs) Annotate(a infer.Annotator) {
 	a.Describe(&i.Definition, "Which distribution, such as debian-12.")
+	a.Describe(&i.Format, "tree, a root file system and the default, or vm, a disk that boots with its kernel beside it.")
 	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
 }
 
@@ -43,7 +50,7 @@ func (i *ImageArgs) Annotate(a infer.Annotator) {
 func (i *ImageState) Annotate(a infer.Annotator) {
 	a.Describe(&i.Key, "Digest of everything that goes in.")
 	a.Describe(&i.Digest, "Digest of the content: sha256:…")
-	a.Describe(&i.Tree, "Absolute path of the root tree in the host's image store.")
+	a.Describe(&i.Path, "Absolute path in the host's image store: of the root tree, or of the directory with the disk.")
 }
 
 // Create finds the image in the store and checks it byte for byte, or bakes it.
@@ -65,7 +72,7 @@ func (i *Image) make(ctx context.Context, args ImageArgs, dryRun bool) (ImageSta
 	if err != nil {
 		return ImageState{}, err
 	}
-	request := images.Request{Definition: args.Definition, Roles: args.Roles}
+	request := args.request()
 	img, kept, err := store.Get(ctx, request)
 	switch {
 	case err != nil || dryRun:
@@ -74,7 +81,7 @@ func (i *Image) make(ctx context.Context, args ImageArgs, dryRun bool) (ImageSta
 	default:
 		img, err = store.Build(ctx, request)
 	}
-	return ImageState{ImageArgs: args, Key: img.Key, Digest: img.Digest, Tree: img.Tree}, err
+	return ImageState{ImageArgs: args, Key: img.Key, Digest: img.Digest, Path: img.Path}, err
 }
 
 // Read looks whether the image is still in the store, and whole at a glance.
@@ -86,14 +93,14 @@ func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, Image
 	if err != nil {
 		return gone, err
 	}
-	img, kept, err := store.Get(ctx, images.Request{Definition: req.State.Definition, Roles: req.State.Roles})
+	img, kept, err := store.Get(ctx, req.State.request())
 	if err != nil {
 		return gone, err
 	}
 	if !kept {
 		return gone, nil
 	}
-	state := ImageState{ImageArgs: req.State.ImageArgs, Key: img.Key, Digest: img.Digest, Tree: img.Tree}
+	state := ImageState{ImageArgs: req.State.ImageArgs, Key: img.Key, Digest: img.Digest, Path: img.Path}
 	if err := store.Verify(ctx, img.Digest, true); err != nil { // drift, and no error: a bed is destroyed without its image too
 		progress.Note(ctx, "%v", err)
 		state.Digest = "damaged"
@@ -108,7 +115,7 @@ func (i *Image) Diff(ctx context.Context, req infer.DiffRequest[ImageArgs, Image
 	if err != nil {
 		return diff, err
 	}
-	img, kept, err := store.Get(ctx, images.Request{Definition: req.Inputs.Definition, Roles: req.Inputs.Roles})
+	img, kept, err := store.Get(ctx, req.Inputs.request())
 	if err != nil {
 		return diff, err
 	}
