@@ -17,12 +17,23 @@ import (
 	"github.com/bedfellow/bedfellow/scenarios/iperf"
 	"github.com/bedfellow/bedfellow/scenarios/lammps"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
+	"github.com/bedfellow/bedfellow/scenarios/selftest"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), selftest.Scenario()}
+}
+
+// Find returns the scenario of that name.
+func Find(name string) (scenario.Scenario, bool) {
+	for _, s := range All() {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return scenario.Scenario{}, false
 }
 
 // MaxRepeats bounds the repetitions of a run.
@@ -88,7 +99,7 @@ func Run(ctx context.Context, o Options) (dir string, summary results.Summary, e
 }
 
 // check finds everything that is wrong with the options before any node is reached.
-func (o Options) check() (s scenario.Scenario, params scenario.Values, err error) {
+func (o Options) check() (_ scenario.Scenario, params scenario.Values, err error) {
 	var problems bed.Problems
 	if o.Repeats < 1 || o.Repeats > MaxRepeats {
 		problems = append(problems, bed.Problem{Key: "repeats", Value: fmt.Sprint(o.Repeats),
@@ -97,11 +108,9 @@ func (o Options) check() (s scenario.Scenario, params scenario.Values, err error
 	var names []string
 	for _, one := range All() {
 		names = append(names, one.Name)
-		if one.Name == o.Scenario {
-			s = one
-		}
 	}
-	if s.Run == nil {
+	s, ok := Find(o.Scenario)
+	if !ok {
 		remedy := "choose one of them"
 		if n := bed.Nearest(o.Scenario, names); n != "" {
 			remedy = "did you mean " + n + "?"

@@ -18,6 +18,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/scenarios"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -46,6 +47,10 @@ func (a *app) run() *cobra.Command {
 			if !c.Flags().Changed("seed") {
 				seed = rand.Uint64()
 			}
+			which, _ := scenarios.Find(args[0]) // an unknown one is refused with the other problems
+			if !c.Flags().Changed("repeats") && which.Repeats > 0 {
+				repeats = which.Repeats
+			}
 			s, err := w.Standing(c.Context())
 			if err != nil {
 				return err
@@ -59,16 +64,28 @@ func (a *app) run() *cobra.Command {
 				return err
 			}
 			return errors.Join(err, a.print(map[string]any{"dir": dir, "summary": summary}, func() {
-				_ = summary.Table(os.Stdout)
+				_ = printRun(which, dir, summary)
 				fmt.Printf("\nkept in %s\n", relative(dir))
 			}))
 		},
 	}
-	c.Flags().IntVarP(&repeats, "repeats", "n", 5, "measured repetitions")
+	c.Flags().IntVarP(&repeats, "repeats", "n", scenario.DefaultRepeats, "measured repetitions; selftest looks once unless told otherwise")
 	c.Flags().Uint64Var(&seed, "seed", 0, "of everything that is chosen at random; a random one by default")
 	c.Flags().StringArrayVar(&params, "param", nil, "a parameter of the scenario, key=value")
 	a.stackFlag(c)
 	return c
+}
+
+// printRun writes what a run measured.
+func printRun(s scenario.Scenario, dir string, summary results.Summary) error {
+	if s.Table == nil {
+		return summary.Table(os.Stdout)
+	}
+	r, err := results.Load(dir)
+	if err != nil {
+		return err
+	}
+	return s.Table(os.Stdout, r.Samples)
 }
 
 // scenarioHelp lists the scenarios and their parameters.

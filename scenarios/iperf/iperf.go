@@ -1,4 +1,5 @@
-// Package iperf measures TCP between every two compute nodes with iperf3, one pair at a time, as the talk did.
+// Package iperf measures TCP between every two compute nodes with iperf3, one pair at a time, as the talk did. In a bed that has only
+// one of them the control node is the other end.
 package iperf
 
 import (
@@ -30,6 +31,14 @@ const (
 	goDown  = 10 * time.Second // for a server to end by itself, and again to be ended
 )
 
+// ends are the nodes that can be tested between.
+func ends(inv bed.Inventory) []bed.InventoryNode {
+	if compute := inv.Compute(); len(compute) > 1 {
+		return compute
+	}
+	return inv.Nodes
+}
+
 // Scenario runs iperf3 between the compute nodes.
 func Scenario() scenario.Scenario {
 	return scenario.Scenario{
@@ -39,8 +48,8 @@ func Scenario() scenario.Scenario {
 			{Name: "omit", Doc: "seconds before them that are in no figure", Default: "0", Check: scenario.Whole(0, 60)},
 			{Name: "parallel", Doc: "TCP streams in each direction", Default: "1", Check: scenario.Whole(1, 128)},
 			{Name: "bidirectional", Doc: "also test both directions at once: true or false", Default: "true", Check: truth},
-			{Name: "nodes", Doc: "nodes to test between", Default: "all compute nodes", Check: scenario.Whole(2, bed.MaxNodes),
-				Derive: func(inv bed.Inventory, _ scenario.Values) string { return strconv.Itoa(len(inv.Compute())) },
+			{Name: "nodes", Doc: "nodes to test between", Default: "all compute nodes; where there is one, the control node too", Check: scenario.Whole(2, bed.MaxNodes),
+				Derive: func(inv bed.Inventory, _ scenario.Values) string { return strconv.Itoa(len(ends(inv))) },
 				Fits:   nodesFit},
 			{Name: "warmups", Doc: "tests of each pair before the measured ones, recorded but not counted", Default: "0", Check: scenario.Whole(0, 1000)},
 		},
@@ -57,8 +66,8 @@ func truth(s string) error {
 
 func nodesFit(inv bed.Inventory, _ scenario.Values, value string) error {
 	n, _ := strconv.Atoi(value)
-	if have := len(inv.Compute()); n > have || have < 2 {
-		return fmt.Errorf("bed %s has %d compute nodes, and a pair needs two", inv.Bed, have)
+	if have := len(ends(inv)); n > have || have < 2 {
+		return fmt.Errorf("bed %s has %d nodes to test between, and a pair needs two", inv.Bed, have)
 	}
 	return nil
 }
@@ -73,7 +82,7 @@ type experiment struct {
 
 func run(ctx context.Context, env *scenario.Env) error {
 	v := env.Params
-	e := &experiment{Env: env, seconds: v.Int("seconds"), omit: v.Int("omit"), parallel: v.Int("parallel"), nodes: env.Inventory.Compute()[:v.Int("nodes")]}
+	e := &experiment{Env: env, seconds: v.Int("seconds"), omit: v.Int("omit"), parallel: v.Int("parallel"), nodes: ends(env.Inventory)[:v.Int("nodes")]}
 	var names []string
 	for _, n := range e.nodes {
 		names = append(names, n.Name)

@@ -185,11 +185,11 @@ func TestUnfitNodes(t *testing.T) {
 	_, _, err := scenarios.Run(t.Context(), o)
 	require.ErrorContains(t, err, `node fake-02 has "iperf 3.1.3", where iperf 3.7 or newer was expected`)
 	nothingLeft(t, b)
-	o.Inventory.Nodes = o.Inventory.Nodes[:2]
+	o.Inventory.Nodes = o.Inventory.Nodes[:1]
 	o.Params["bidirectional"] = "yes"
 	_, _, err = scenarios.Run(t.Context(), o)
 	var problems bed.Problems
 	require.ErrorAs(t, err, &problems)
-	require.ErrorContains(t, err, "bed fake has 1 compute nodes, and a pair needs two")
+	require.ErrorContains(t, err, "bed fake has 1 nodes to test between, and a pair needs two")
 	require.ErrorContains(t, err, "must be true or false")
 }

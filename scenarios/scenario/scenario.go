@@ -4,6 +4,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"io"
 	"path"
 	"strings"
 	"time"
@@ -20,10 +21,16 @@ type Scenario struct {
 	Name       string // one word, as in `bed run NAME`
 	Summary    string // one line
 	Parameters []Parameter
+	Repeats    int // when nobody says how many; 0 is DefaultRepeats
 	// Run measures. What it recorded counts, also when it fails; a *FailedError says that some repetitions did. When the context
 	// ends it returns soon, with nothing of its own left on any node.
 	Run func(ctx context.Context, env *Env) error
+	// Table writes what was measured for a terminal; nil is the summary's own table.
+	Table func(w io.Writer, samples []results.Sample) error
 }
+
+// DefaultRepeats are the measured repetitions of most scenarios.
+const DefaultRepeats = 5
 
 // Env is what a scenario gets to run with.
 type Env struct {
