@@ -48,6 +48,11 @@ type Sweeper interface {
 	Sweep(ctx context.Context, owner Owner) error
 }
 
+// Adviser is a Driver that can tell what works on this host and could work better. It hinders nothing, unlike a problem.
+type Adviser interface {
+	Advise(ctx context.Context) []string
+}
+
 // Info tells what a driver is.
 type Info struct {
 	Name string

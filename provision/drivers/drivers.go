@@ -5,16 +5,18 @@ import (
 	"fmt"
 
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/lima"
 	"github.com/bedfellow/bedfellow/provision/nspawn"
 	"github.com/bedfellow/bedfellow/provision/sim"
 )
 
 // Names lists the drivers there are.
-func Names() []string { return []string{"nspawn", "sim"} }
+func Names() []string { return []string{"nspawn", "lima", "sim"} }
 
 // Settings are what drivers need to know of the place they run at; the zero value is the usual place.
 type Settings struct {
 	Root       string // of the nspawn driver's beds
+	LimaRoot   string // of the lima driver's beds
 	SimJournal string // of the sim driver's machines; empty keeps them in memory
 }
 
@@ -27,6 +29,15 @@ func Open(name string, s Settings) (provision.Driver, error) {
 			root = nspawn.DefaultRoot
 		}
 		return nspawn.New(root), nil
+	case "lima":
+		root := s.LimaRoot
+		if root == "" {
+			var err error
+			if root, err = lima.DefaultRoot(); err != nil {
+				return nil, err
+			}
+		}
+		return lima.New(root), nil
 	case "sim":
 		return sim.Open(s.SimJournal)
 	default:

@@ -2,6 +2,7 @@
 package drivertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -36,10 +37,15 @@ type Suite struct {
 	Bed string
 	// Timeout bounds one test.
 	Timeout time.Duration
+	// Many is how many machines are made at once; 0 is four.
+	Many int
+	// Seen is how soon a machine's death must be seen; 0 is ten seconds.
+	Seen time.Duration
 }
 
 // Run runs every test.
 func (s Suite) Run(t *testing.T) {
+	s.Many, s.Seen = cmp.Or(s.Many, 4), cmp.Or(s.Seen, 10*time.Second)
 	d := s.Open(t)
 	require.Empty(t, d.Check(t.Context()), "this host cannot serve the driver")
 	for _, test := range []struct {
@@ -221,7 +227,7 @@ func testDeath(t *testing.T, f *fixture) {
 	require.Eventually(t, func() bool {
 		dead, err = f.d.Read(f.ctx, m.Name)
 		return err == nil && dead.State != provision.Running
-	}, 10*time.Second, 50*time.Millisecond, "a death is seen")
+	}, f.Seen, 50*time.Millisecond, "a death is seen")
 	assert.NotEmpty(t, dead.Detail)
 	st, err := f.d.Create(f.ctx, m)
 	require.NoError(t, err)
@@ -232,7 +238,7 @@ func testDeath(t *testing.T, f *fixture) {
 }
 
 func testManyAtOnce(t *testing.T, f *fixture) {
-	const n = 4
+	n := f.Many
 	machines := make([]provision.Machine, n)
 	for i := range machines {
 		machines[i] = f.machine(t, i)

@@ -1,0 +1,56 @@
+# Makes this machine the node it is: name, keys, addresses. Runs at every boot before sshd, and changes only what is not right yet.
+(
+set -eu
+changed=no
+# put FILE MODE: standard input becomes the file.
+put() {
+	( umask 077; cat > "$1.new"; chmod "$2" "$1.new" )
+	if cmp -s "$1.new" "$1"; then
+		rm "$1.new"
+	else
+		mv "$1.new" "$1"
+		changed=yes
+	fi
+}
+
+put /etc/ssh/ssh_host_ed25519_key 600 << 'BEDFELLOW'
+{{.HostKey}}
+BEDFELLOW
+put /etc/ssh/ssh_host_ed25519_key.pub 644 << 'BEDFELLOW'
+{{.HostPublicKey}}
+BEDFELLOW
+
+echo '{{.Name}}' | put /etc/hostname 644
+echo '{{.Name}}' > /proc/sys/kernel/hostname
+
+# Lima adds its own key later, and leaves what it finds.
+keys='/home/{{.User}}/.ssh/authorized_keys'
+mkdir -p "${keys%/*}"
+touch "$keys"
+grep -qxF '{{.AuthorizedKey}}' "$keys" || echo '{{.AuthorizedKey}}' >> "$keys"
+chown {{.UserID}}:{{.UserID}} '/home/{{.User}}' "${keys%/*}" "$keys"
+chmod 700 "${keys%/*}"
+chmod 600 "$keys"
+
+# The interface's own file is cloud-init's or netplan's, and written anew at every boot.
+changed=no
+for file in 10-cloud-init-eth0 10-netplan-eth0; do
+	mkdir -p "/etc/systemd/network/$file.network.d"
+	put "/etc/systemd/network/$file.network.d/bedfellow.conf" 644 << 'BEDFELLOW'
+[Network]
+Address={{.Address}}/16
+{{- if .Isolated}}
+DNS=
+
+[DHCPv4]
+UseGateway=no
+UseRoutes=no
+UseDNS=no
+{{- end}}
+BEDFELLOW
+done
+if [ "$changed" = yes ]; then
+	networkctl reload
+	networkctl reconfigure eth0
+fi
+) || echo 'bedfellow: this machine could not be made node {{.Name}}, see above' >&2

@@ -1,0 +1,163 @@
+package lima
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+const (
+	network     = "user-v2" // Lima's, which joins a LIMA_HOME's machines and needs no root
+	userID      = 1000      // of the bed's user in every image
+	defaultDisk = 20 * bed.GiB
+)
+
+// config is a machine's lima.yaml: what differs from Lima's defaults, and those defaults that must not be somebody's
+// _config/override.yaml. It is complete: `limactl start` of the file alone makes the same machine, with a copy of the disk.
+type config struct {
+	MinimumLimaVersion string        `yaml:"minimumLimaVersion"`
+	VMType             string        `yaml:"vmType"`
+	OS                 string        `yaml:"os"`
+	Arch               string        `yaml:"arch"`
+	CPUs               int           `yaml:"cpus"`
+	Memory             string        `yaml:"memory"`
+	Disk               string        `yaml:"disk"`
+	Images             []imageConfig `yaml:"images"`
+	Firmware           *firmware     `yaml:"firmware,omitempty"`
+	Plain              bool          `yaml:"plain"` // no agent of Lima's in the guest, no mounts, no forwarded ports
+	Mounts             []string      `yaml:"mounts"`
+	Containerd         containerd    `yaml:"containerd"`
+	Networks           []nic         `yaml:"networks"`
+	SSH                sshConfig     `yaml:"ssh"`
+	User               userConfig    `yaml:"user"`
+	HostResolver       hostResolver  `yaml:"hostResolver"`
+	PropagateProxyEnv  bool          `yaml:"propagateProxyEnv"`
+	Video              video         `yaml:"video"`
+	Provision          []provisioner `yaml:"provision"`
+}
+
+type (
+	imageConfig struct {
+		Location string        `yaml:"location"`
+		Arch     string        `yaml:"arch"`
+		Kernel   *kernelConfig `yaml:"kernel,omitempty"`
+		Initrd   *fileConfig   `yaml:"initrd,omitempty"`
+	}
+	kernelConfig struct {
+		Location string `yaml:"location"`
+		Cmdline  string `yaml:"cmdline,omitempty"`
+	}
+	fileConfig struct {
+		Location string `yaml:"location"`
+	}
+	firmware struct {
+		LegacyBIOS bool `yaml:"legacyBIOS"`
+	}
+	containerd struct {
+		System bool `yaml:"system"`
+		User   bool `yaml:"user"`
+	}
+	nic struct {
+		Lima string `yaml:"lima"`
+	}
+	sshConfig struct {
+		LoadDotSSHPubKeys bool `yaml:"loadDotSSHPubKeys"`
+		ForwardAgent      bool `yaml:"forwardAgent"`
+	}
+	userConfig struct {
+		Name  string `yaml:"name"`
+		UID   int    `yaml:"uid"`
+		Home  string `yaml:"home"`
+		Shell string `yaml:"shell"`
+	}
+	hostResolver struct {
+		Enabled bool `yaml:"enabled"`
+	}
+	video struct {
+		Display string `yaml:"display"`
+	}
+	provisioner struct {
+		Mode   string `yaml:"mode"`
+		Script string `yaml:"script"`
+	}
+)
+
+//go:embed boot.sh
+var bootScript string
+
+// direct tells whether an image has what its kernel is started with; it boots by firmware otherwise.
+func direct(image string) (cmdline string, ok bool) {
+	for _, name := range []string{provision.KernelFile, provision.InitrdFile} {
+		if _, err := os.Stat(filepath.Join(image, name)); err != nil {
+			return "", false
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(image, provision.CmdlineFile))
+	return strings.TrimSpace(string(data)), err == nil
+}
+
+// render writes the machine's lima.yaml, which holds its private host key.
+func render(m provision.Machine, disk bed.Size) ([]byte, error) {
+	script, err := renderBoot(m)
+	if err != nil {
+		return nil, err
+	}
+	image := imageConfig{Location: filepath.Join(m.Image, provision.DiskFile), Arch: limaArch()}
+	if cmdline, ok := direct(m.Image); ok {
+		image.Kernel = &kernelConfig{Location: filepath.Join(m.Image, provision.KernelFile), Cmdline: cmdline}
+		image.Initrd = &fileConfig{Location: filepath.Join(m.Image, provision.InitrdFile)}
+	}
+	c := config{
+		MinimumLimaVersion: fmt.Sprintf("%d.0.0", minimumMajor), VMType: vmType(), OS: "Linux", Arch: limaArch(),
+		CPUs: m.CPUs, Memory: m.Memory.String(), Disk: disk.String(), Images: []imageConfig{image},
+		Plain: true, Mounts: []string{}, Networks: []nic{{Lima: network}},
+		User:      userConfig{Name: m.User, UID: userID, Home: "/home/" + m.User, Shell: "/bin/bash"},
+		Video:     video{Display: "none"},
+		Provision: []provisioner{{Mode: "boot", Script: script}},
+	}
+	if usesQEMU() && limaArch() == "x86_64" {
+		c.Firmware = &firmware{LegacyBIOS: true} // seconds quicker than UEFI, minutes when emulated
+	}
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "# Node %s of bed %s, written by bedfellow.\n", m.Name, m.Owner.Bed)
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2)
+	if err := encoder.Encode(c); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), encoder.Close()
+}
+
+// renderBoot fills in the script that makes a booting machine the node it is.
+func renderBoot(m provision.Machine) (string, error) {
+	t, err := template.New("boot.sh").Parse(bootScript)
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	err = t.Execute(&out, map[string]any{
+		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Address": bedAddress(m.Index),
+		"HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey), "AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
+	})
+	return out.String(), err
+}
+
+// bedAddress is a node's address among its siblings. Lima's own are leases, and theirs to give.
+func bedAddress(index int) string { return fmt.Sprintf("10.104.%d.%d", index/200, 10+index%200) }
+
+// vmType is Lima's name for what runs the machines, which its pid file has too.
+func vmType() string {
+	if usesQEMU() {
+		return "qemu"
+	}
+	return "vz"
+}

@@ -1,0 +1,95 @@
+package lima_test
+
+import (
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/hosttest"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivertest"
+	"github.com/bedfellow/bedfellow/provision/lima"
+)
+
+// The tests below are on the real limactl and QEMU. BEDFELLOW_LIMA_IMAGE is a directory with a VM image.
+
+// realImage finds the image to boot, or says what is missing.
+func realImage(t *testing.T) string {
+	if testing.Short() {
+		t.Skip("boots machines")
+	}
+	image := os.Getenv("BEDFELLOW_LIMA_IMAGE")
+	if image == "" {
+		hosttest.Lacks(t, "a VM image to boot: BEDFELLOW_LIMA_IMAGE names none")
+	}
+	for _, command := range []string{"limactl", "qemu-system-x86_64", "qemu-img"} {
+		if _, err := exec.LookPath(command); err != nil {
+			hosttest.Lacks(t, command)
+		}
+	}
+	if os.Geteuid() == 0 {
+		if _, err := user.Lookup(lima.Account); err != nil {
+			hosttest.Lacks(t, "the user "+lima.Account)
+		}
+	}
+	return image
+}
+
+// shortRoot is a directory for beds whose path leaves room for sockets, and which other users may enter.
+func shortRoot(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "bl")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
+func TestReal(t *testing.T) {
+	image := realImage(t)
+	root := shortRoot(t)
+	drivertest.Suite{
+		Open:  func(*testing.T) provision.Driver { return lima.New(root) },
+		Image: image, ImageDigest: "sha256:of-the-test", Bed: "conf", Timeout: 20 * time.Minute, Many: 2, Seen: time.Minute,
+		Kill:   func(t *testing.T, name string) { killNamed(t, filepath.Join(root, "conf"), name, "qemu-system") },
+		Census: func(t *testing.T) []string { return census(t, root) },
+	}.Run(t)
+}
+
+// killNamed kills those processes of a node whose command has the word.
+func killNamed(t *testing.T, home, node, word string) {
+	killed := 0
+	for _, pid := range lima.Processes(home, node) {
+		command, err := os.ReadFile(filepath.Join("/proc", itoa(pid), "cmdline"))
+		if err == nil && strings.Contains(strings.ReplaceAll(string(command), "\x00", " "), word) {
+			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+			killed++
+		}
+	}
+	require.Positive(t, killed, "no process of %s is a %s", node, word)
+}
+
+// census lists what beds under a root have on the host: files and processes.
+func census(t *testing.T, root string) []string {
+	var found []string
+	entries, err := os.ReadDir(root)
+	require.NoError(t, err)
+	for _, e := range entries {
+		if e.IsDir() {
+			found = append(found, "directory "+e.Name())
+		}
+	}
+	out, _ := exec.Command("pgrep", "-af", root).Output()
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		if line != "" {
+			found = append(found, "process "+line)
+		}
+	}
+	return found
+}
