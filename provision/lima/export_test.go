@@ -2,7 +2,11 @@ package lima
 
 import (
 	"context"
+	"os/exec"
+	"testing"
 	"time"
+
+	"github.com/stretchr/testify/require"
 )
 
 // SetAccount names the user that Lima runs as for root.
@@ -21,10 +25,7 @@ func (d *Driver) Probe(ctx context.Context) (kvm bool, reason string, err error)
 	return got.KVM, got.Reason, nil
 }
 
-// RunGuest runs the probe's guest with another accelerator.
-var RunGuest = runGuest
-
-// Processes counts those of a bed or, when node is not empty, of a node.
+// Processes lists those of a bed or, when node is not empty, of a node.
 func Processes(home, node string) (pids []int) {
 	for _, p := range processes(home) {
 		if node == "" || p.of(home, node) {
@@ -34,5 +35,33 @@ func Processes(home, node string) (pids []int) {
 	return pids
 }
 
-// Render writes a machine's lima.yaml.
-var Render = render
+// Run runs a limactl in a LIMA_HOME as who the driver would, and returns what it said and its status.
+func Run(t *testing.T, home, limactl string, args ...string) (said string, code int) {
+	name := Account
+	if _, err := lookupAccount(name); err != nil {
+		name = "nobody"
+	}
+	return RunAs(t, name, home, limactl, args...)
+}
+
+// RunAs is Run as a user of that name, for root.
+func RunAs(t *testing.T, name, home, limactl string, args ...string) (said string, code int) {
+	a, err := lookupAccount(name)
+	require.NoError(t, err)
+	cmd := host{account: a, limactl: limactl}.command(home, limactl, args...)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return string(out), 0
+	}
+	var exit *exec.ExitError
+	require.ErrorAs(t, err, &exit)
+	return string(out), exit.ExitCode()
+}
+
+// What tests look at from outside.
+var (
+	Arch       = limaArch
+	Render     = render
+	RenderBoot = renderBoot
+	RunGuest   = runGuest
+)

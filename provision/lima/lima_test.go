@@ -196,7 +196,9 @@ func TestDeleteWhateverWasKilled(t *testing.T) {
 		"record": func(t *testing.T, h fakeHost) {
 			require.NoError(t, os.WriteFile(filepath.Join(h.home(), "_bed/conf-01.json"), []byte("{"), 0o600))
 		},
-		"bed's record": func(t *testing.T, h fakeHost) { require.NoError(t, os.Remove(filepath.Join(h.home(), "_bed/bed.json"))) },
+		"bed's record": func(t *testing.T, h fakeHost) {
+			require.NoError(t, os.Remove(filepath.Join(h.home(), "_bed/bed.json")))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newFakeHost(t)
