@@ -50,7 +50,15 @@ UseDNS=no
 BEDFELLOW
 done
 if [ "$changed" = yes ]; then
-	networkctl reload
-	networkctl reconfigure eth0
+	# Not by networkctl, which needs the message bus and so a later stage of the boot; and without what else would wait for it.
+	systemctl --job-mode=ignore-dependencies restart systemd-networkd
+	tries=0
+	until ip -4 addr show dev eth0 | grep -qF ' {{.Address}}/16 ' || [ "$tries" -ge 30 ]; do
+		tries=$((tries + 1))
+		sleep 1
+	done
 fi
+{{- if not .Isolated}}
+[ -e /run/systemd/resolve ] || echo 'nameserver {{.Resolver}}' | put /etc/resolv.conf 644
+{{- end}}
 ) || echo 'bedfellow: this machine could not be made node {{.Name}}, see above' >&2

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	network     = "user-v2" // Lima's, which joins a LIMA_HOME's machines and needs no root
-	userID      = 1000      // of the bed's user in every image
+	network     = "user-v2"       // Lima's, which joins a LIMA_HOME's machines and needs no root
+	resolver    = "192.168.104.2" // in that network, where it is left as Lima makes it
+	userID      = 1000            // of the bed's user in every image
 	defaultDisk = 20 * bed.GiB
 )
 
@@ -145,7 +146,7 @@ func renderBoot(m provision.Machine) (string, error) {
 	}
 	var out strings.Builder
 	err = t.Execute(&out, map[string]any{
-		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Address": bedAddress(m.Index),
+		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Resolver": resolver, "Address": bedAddress(m.Index),
 		"HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey), "AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
 	})
 	return out.String(), err

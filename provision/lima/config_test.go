@@ -87,8 +87,10 @@ func TestBootScript(t *testing.T) {
 		for _, dir := range []string{"etc/ssh", "etc/systemd/network", "home/bed", "proc/sys/kernel", "bin"} {
 			require.NoError(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
 		}
-		require.NoError(t, os.WriteFile(filepath.Join(root, "bin/networkctl"), []byte("#!/bin/sh\necho networkctl \"$@\"\n"), 0o755))
-		script = regexp.MustCompile(`/(etc|home|proc)/`).ReplaceAllString(script, root+"/$1/")
+		for command, does := range map[string]string{"systemctl": `echo systemctl "$@"`, "ip": "echo '    inet 10.104.1.11/16 brd'"} {
+			require.NoError(t, os.WriteFile(filepath.Join(root, "bin", command), []byte("#!/bin/sh\n"+does+"\n"), 0o755))
+		}
+		script = regexp.MustCompile(`/(etc|home|proc|run)/`).ReplaceAllString(script, root+"/$1/")
 		run := func() string {
 			cmd := exec.Command("sh", "-s")
 			cmd.Stdin, cmd.Env = strings.NewReader(script), []string{"PATH=" + root + "/bin:" + os.Getenv("PATH")}
@@ -96,7 +98,7 @@ func TestBootScript(t *testing.T) {
 			require.NoError(t, err, string(out))
 			return string(out)
 		}
-		assert.Equal(t, "networkctl reload\nnetworkctl reconfigure eth0\n", run())
+		assert.Equal(t, "systemctl --job-mode=ignore-dependencies restart systemd-networkd\n", run())
 		authorized := filepath.Join(root, "home/bed/.ssh/authorized_keys")
 		f, err := os.OpenFile(authorized, os.O_APPEND|os.O_WRONLY, 0)
 		require.NoError(t, err)
@@ -124,6 +126,12 @@ func TestBootScript(t *testing.T) {
 				assert.Contains(t, string(data), want)
 			}
 			assert.Equal(t, network == "isolated", strings.Contains(string(data), "UseDNS=no"))
+			assert.Equal(t, network == "outbound", exists(filepath.Join(root, "etc/resolv.conf")))
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

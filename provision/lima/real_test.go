@@ -1,6 +1,7 @@
 package lima_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"os/user"
@@ -62,7 +63,7 @@ func TestReal(t *testing.T) {
 	}.Run(t)
 }
 
-// killNamed kills those processes of a node whose command has the word.
+// killNamed kills those processes of a node whose command has the word, and waits until they are gone.
 func killNamed(t *testing.T, home, node, word string) {
 	killed := 0
 	for _, pid := range lima.Processes(home, node) {
@@ -70,6 +71,7 @@ func killNamed(t *testing.T, home, node, word string) {
 		if err == nil && strings.Contains(strings.ReplaceAll(string(command), "\x00", " "), word) {
 			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
 			killed++
+			require.Eventually(t, func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }, 5*time.Second, 5*time.Millisecond)
 		}
 	}
 	require.Positive(t, killed, "no process of %s is a %s", node, word)
