@@ -323,6 +323,9 @@ func (s *Store) load(key string) (Image, error) {
 	if err := json.Unmarshal(data, &m); err != nil || m.Key != key || m.Digest == "" {
 		return Image{}, fmt.Errorf("%w: the manifest.json in %s does not read (%v); `bed image prune` removes the image, and the next bake makes it anew", errDamaged, filepath.Dir(path), err)
 	}
+	if m.ImageFormat == "" { // of a version that had no other
+		m.ImageFormat = bed.Tree
+	}
 	return Image{
 		Key: key, Digest: m.Digest, Definition: m.Definition.Name, Format: m.ImageFormat, Roles: m.Roles, Manifest: m,
 		Path: filepath.Join(s.dir, key, string(m.ImageFormat)),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,8 +11,12 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	gossh "golang.org/x/crypto/ssh"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/lima"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
@@ -78,7 +83,7 @@ func (a *app) inventory() *cobra.Command {
 	var format string
 	c := &cobra.Command{
 		Use: "inventory", Short: "Print the bed's nodes for other tools",
-		Long: "Prints the bed's nodes: as Bedfellow's own JSON, as an Ansible inventory, or as an ssh configuration\n(`bed inventory --format ssh > f; ssh -F f NODE`). No secret is printed; files name where the key lies.",
+		Long: "Prints the bed's nodes: as Bedfellow's own JSON, as an Ansible inventory, or as an ssh configuration\n(`bed inventory --format ssh > f; ssh -F f NODE`). No secret is printed; files name where the key lies. With lima it writes\na file for each node, with which `limactl start FILE` makes a machine like it, and prints the paths.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			w, s, err := a.standing(c.Context())
 			if err != nil {
@@ -101,14 +106,58 @@ func (a *app) inventory() *cobra.Command {
 			case "ssh":
 				fmt.Print(sshConfig(s.Inventory, w.KeyFile(), filepath.Join(filepath.Dir(w.KeyFile()), "known_hosts")))
 				return nil
+			case "lima":
+				return writeLima(w, s)
 			default:
-				return bed.Problems{{Key: "--format", Value: format, Reason: "is not a format; there is json, ansible, ssh", Remedy: "write --format ssh"}}
+				return bed.Problems{{Key: "--format", Value: format, Reason: "is not a format; there is json, ansible, ssh, lima", Remedy: "write --format ssh"}}
 			}
 		},
 	}
-	c.Flags().StringVar(&format, "format", "json", "json, ansible or ssh")
+	c.Flags().StringVar(&format, "format", "json", "json, ansible, ssh or lima")
 	a.stackFlag(c)
 	return c
+}
+
+// writeLima writes a lima.yaml for each node and prints where.
+func writeLima(w *engine.Workspace, s engine.Standing) error {
+	spec, err := w.Spec()
+	if err != nil {
+		return err
+	}
+	store, err := images.Open("")
+	if err != nil {
+		return err
+	}
+	img, kept, err := store.Get(context.Background(), images.Request{Definition: spec.Image, Format: bed.VM})
+	if err != nil {
+		return err
+	}
+	if !kept {
+		return bed.Problems{{Key: "image", Value: spec.Image, Host: true, Reason: "is not kept here in a form that virtual machines boot from", Remedy: "bed image build " + spec.Image + " --format vm"}}
+	}
+	signer, err := gossh.ParsePrivateKey(s.PrivateKey)
+	if err != nil {
+		return fmt.Errorf("the bed's user key: %w", err)
+	}
+	dir := filepath.Join(filepath.Dir(w.KeyFile()), "lima")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, n := range spec.Nodes() {
+		text, err := lima.Standalone(provision.Machine{
+			Name: n.Name, Owner: provision.Owner{Bed: spec.Name}, Index: n.Index, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Image: img.Path,
+			Network: spec.Network, User: s.Inventory.User, AuthorizedKey: strings.TrimSpace(string(gossh.MarshalAuthorizedKey(signer.PublicKey()))),
+		})
+		if err != nil {
+			return err
+		}
+		path := filepath.Join(dir, n.Name+".yaml")
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			return err
+		}
+		fmt.Println(path)
+	}
+	return nil
 }
 
 func printJSON(v any) error {

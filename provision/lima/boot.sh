@@ -13,12 +13,14 @@ put() {
 	fi
 }
 
+{{- if .HostKey}}
 put /etc/ssh/ssh_host_ed25519_key 600 << 'BEDFELLOW'
 {{.HostKey}}
 BEDFELLOW
 put /etc/ssh/ssh_host_ed25519_key.pub 644 << 'BEDFELLOW'
 {{.HostPublicKey}}
 BEDFELLOW
+{{- end}}
 
 echo '{{.Name}}' | put /etc/hostname 644
 echo '{{.Name}}' > /proc/sys/kernel/hostname

@@ -97,12 +97,12 @@ var bootScript string
 
 // direct tells whether an image has what its kernel is started with; it boots by firmware otherwise.
 func direct(image string) (cmdline string, ok bool) {
-	for _, name := range []string{provision.KernelFile, provision.InitrdFile} {
+	for _, name := range []string{bed.KernelFile, bed.InitrdFile} {
 		if _, err := os.Stat(filepath.Join(image, name)); err != nil {
 			return "", false
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(image, provision.CmdlineFile))
+	data, err := os.ReadFile(filepath.Join(image, bed.CmdlineFile))
 	return strings.TrimSpace(string(data)), err == nil
 }
 
@@ -112,10 +112,10 @@ func render(m provision.Machine, disk bed.Size) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	image := imageConfig{Location: filepath.Join(m.Image, provision.DiskFile), Arch: limaArch()}
+	image := imageConfig{Location: filepath.Join(m.Image, bed.DiskFile), Arch: limaArch()}
 	if cmdline, ok := direct(m.Image); ok {
-		image.Kernel = &kernelConfig{Location: filepath.Join(m.Image, provision.KernelFile), Cmdline: cmdline}
-		image.Initrd = &fileConfig{Location: filepath.Join(m.Image, provision.InitrdFile)}
+		image.Kernel = &kernelConfig{Location: filepath.Join(m.Image, bed.KernelFile), Cmdline: cmdline}
+		image.Initrd = &fileConfig{Location: filepath.Join(m.Image, bed.InitrdFile)}
 	}
 	c := config{
 		MinimumLimaVersion: fmt.Sprintf("%d.0.0", minimumMajor), VMType: vmType(), OS: "Linux", Arch: limaArch(),
@@ -136,6 +136,16 @@ func render(m provision.Machine, disk bed.Size) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), encoder.Close()
+}
+
+// Standalone writes a machine's lima.yaml without its private host key, for `limactl start`: the machine makes a key of its own.
+func Standalone(m provision.Machine) ([]byte, error) {
+	size, err := diskSize(m)
+	if err != nil {
+		return nil, err
+	}
+	m.HostKey, m.HostPublicKey = "", ""
+	return render(m, size)
 }
 
 // renderBoot fills in the script that makes a booting machine the node it is.

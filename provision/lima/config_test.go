@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func goldenMachine(t *testing.T, network string, direct bool) provision.Machine {
 	dir := t.TempDir()
 	if direct {
-		for name, text := range map[string]string{provision.KernelFile: "", provision.InitrdFile: "", provision.CmdlineFile: "root=LABEL=bed-root rw console=ttyS0\n"} {
+		for name, text := range map[string]string{bed.KernelFile: "", bed.InitrdFile: "", bed.CmdlineFile: "root=LABEL=bed-root rw console=ttyS0\n"} {
 			require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
 )
@@ -77,7 +78,7 @@ var (
 
 // Info tells what the driver is.
 func (d *Driver) Info() provision.Info {
-	info := provision.Info{Name: "lima", SSH: true, Image: provision.VM, RootlessKubernetes: true, DiskLimit: true, Concurrency: 8}
+	info := provision.Info{Name: "lima", SSH: true, Image: bed.VM, RootlessKubernetes: true, DiskLimit: true, Concurrency: 8}
 	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout+probeTimeout)
 	defer cancel()
 	if h, err := d.openHost(ctx); err == nil && !h.accel.KVM {

@@ -56,7 +56,7 @@ func newFakeHost(t *testing.T) fakeHost {
 	}
 	require.NoError(t, link(h.bin))
 	for name, data := range map[string][]byte{
-		provision.DiskFile: qcow2(3 << 30), provision.KernelFile: []byte("kernel"), provision.InitrdFile: []byte("initrd"), provision.CmdlineFile: []byte("console=ttyS0"),
+		bed.DiskFile: qcow2(3 << 30), bed.KernelFile: []byte("kernel"), bed.InitrdFile: []byte("initrd"), bed.CmdlineFile: []byte("console=ttyS0"),
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(h.image, name), data, 0o644))
 	}
@@ -329,7 +329,7 @@ func TestTwoBeds(t *testing.T) {
 // A truncated image is said to be one, and nothing is left.
 func TestTruncatedImage(t *testing.T) {
 	h := newFakeHost(t)
-	require.NoError(t, os.Truncate(filepath.Join(h.image, provision.DiskFile), 10))
+	require.NoError(t, os.Truncate(filepath.Join(h.image, bed.DiskFile), 10))
 	_, err := h.driver().Create(t.Context(), h.machine(t, 0))
 	require.ErrorContains(t, err, "no qcow2 image")
 	require.ErrorContains(t, err, "bed image verify")

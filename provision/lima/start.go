@@ -89,7 +89,7 @@ func diskSize(m provision.Machine) (bed.Size, error) {
 
 // imageSize reads from an image's header how large its disk is for a guest, in whole MiB.
 func imageSize(image string) (bed.Size, error) {
-	path := filepath.Join(image, provision.DiskFile)
+	path := filepath.Join(image, bed.DiskFile)
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, fmt.Errorf("the image has no disk: %w", err)
@@ -119,7 +119,7 @@ func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord
 	links := map[string]string{}
 	if usesQEMU() {
 		overlay := filepath.Join(dir, "disk")
-		cmd := h.command(home, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(m.Image, provision.DiskFile),
+		cmd := h.command(home, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", filepath.Join(m.Image, bed.DiskFile),
 			overlay, strconv.FormatInt(int64(n.Disk), 10))
 		cmd.SysProcAttr.Credential = nil // the directory is not the account's yet
 		if _, err := run(ctx, cmd); err != nil {
@@ -127,7 +127,7 @@ func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord
 		}
 		if cmdline, ok := direct(m.Image); ok {
 			files["kernel.cmdline"] = []byte(cmdline)
-			links["kernel"], links["initrd"] = filepath.Join(m.Image, provision.KernelFile), filepath.Join(m.Image, provision.InitrdFile)
+			links["kernel"], links["initrd"] = filepath.Join(m.Image, bed.KernelFile), filepath.Join(m.Image, bed.InitrdFile)
 		}
 		if err := h.account.own(overlay); err != nil {
 			return err
