@@ -99,10 +99,14 @@ func CheckHost(ctx context.Context, d provision.Driver) []bed.Problem {
 	return problems
 }
 
-// bakeTools finds the commands that baking and configuring need.
+// bakeTools finds the commands that baking and configuring need. Only root bakes; others boot from what root has baked.
 func bakeTools() []bed.Problem {
 	var problems []bed.Problem
-	for command, pkg := range map[string]string{"mmdebstrap": "mmdebstrap", "ansible-playbook": "ansible", "ssh": "openssh-client"} {
+	need := map[string]string{"ansible-playbook": "ansible", "ssh": "openssh-client"}
+	if os.Geteuid() == 0 {
+		need["mmdebstrap"] = "mmdebstrap"
+	}
+	for command, pkg := range need {
 		if _, err := exec.LookPath(command); err != nil {
 			problems = append(problems, bed.Problem{Reason: "the command " + command + " is missing", Remedy: "apt-get install " + pkg + " (`make tools` does)", Host: true})
 		}
