@@ -1,13 +1,16 @@
 # `make quickstart` and `make test` are all a new user needs; README says what the others are for.
 PULUMI_VERSION := 3.259.0
 STACK ?= lima-ci
+# The driver to prepare for: that of the stack's preset, unless it is said.
+DRIVER ?= nspawn
+limastacks := lima lima-ci star-trek
 # No C compiler is needed.
 export CGO_ENABLED := 0
 
-.PHONY: tools quickstart test e2e soak lint destroy schema
+.PHONY: tools quickstart lima test e2e soak lint destroy schema
 
 tools:
-	@go run ./hack/prepare -pulumi $(PULUMI_VERSION)
+	@go run ./hack/prepare -pulumi $(PULUMI_VERSION) -driver $(DRIVER)
 
 quickstart:
 	@go run ./hack/prepare -pulumi $(PULUMI_VERSION) -image debian-12
@@ -15,11 +18,18 @@ quickstart:
 	@bin/bed run lammps -s quickstart -n 5
 	@bin/bed report -s quickstart -o report.html
 
+# The same on virtual machines.
+lima:
+	@go run ./hack/prepare -pulumi $(PULUMI_VERSION) -driver lima -image ubuntu-22.04
+	@bin/bed up -s lima
+	@bin/bed run selftest -s lima
+
 test: tools
 	go test -timeout 20m $$(go list ./... | grep -v /e2e)
 	go test -timeout 30m -v ./e2e
 
-e2e: tools
+e2e:
+	@$(MAKE) --no-print-directory tools DRIVER=$(if $(filter $(limastacks),$(STACK)),lima,$(DRIVER))
 	go test -timeout 60m -v ./e2e -args -stack $(STACK)
 
 # Fifty kills at random moments; KILLS and SEED replay a run.

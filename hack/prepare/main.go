@@ -1,5 +1,5 @@
-// Command prepare gets a host ready for bedfellow: distribution packages, the commands in bin/, and an image if one is named. What
-// can go side by side does. The Makefile runs it.
+// Command prepare gets a host ready for bedfellow: distribution packages, the commands in bin/, what a driver needs, and an image if
+// one is named. What can go side by side does. The Makefile runs it.
 package main
 
 import (
@@ -12,8 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +24,9 @@ import (
 	"golang.org/x/term"
 
 	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/lima"
 )
 
 // packages are the commands needed beside Go, git and make, with the Debian packages they come from.
@@ -34,20 +38,36 @@ var packages = []struct{ command, pkg string }{
 	{"ip", "iproute2"},
 }
 
+// limaPackages are those for the lima driver and the images it boots, on top.
+var limaPackages = []struct{ command, pkg string }{
+	{"qemu-system-x86_64", "qemu-system-x86"},
+	{"qemu-img", "qemu-utils"},
+	{"mformat", "mtools"},
+	{"sfdisk", "fdisk"},
+	{"/usr/share/OVMF/OVMF_CODE.fd", "ovmf"}, // a UEFI, to test that images boot with one
+}
+
+// limaVersion is of hack/lima/go.mod.
+const limaVersion = "2.2.0"
+
 func main() {
 	image := flag.String("image", "", "image to bake, such as debian-12; none by default")
+	driver := flag.String("driver", "nspawn", "the driver to prepare for: nspawn, or lima")
 	pulumi := flag.String("pulumi", "", "the Pulumi version to want")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *image, *pulumi); err != nil {
+	if err := run(ctx, *driver, *image, *pulumi); err != nil {
 		fmt.Fprintln(os.Stderr, "prepare:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, image, pulumi string) error {
-	lacking := lacking()
+func run(ctx context.Context, driver, image, pulumi string) error {
+	if driver != "nspawn" && driver != "lima" {
+		return fmt.Errorf("there is nothing to prepare for a driver %q; there is nspawn, lima", driver)
+	}
+	lacking := lacking(driver)
 	if len(lacking) > 0 {
 		if err := mayInstall(lacking); err != nil {
 			return err
@@ -74,19 +94,35 @@ func run(ctx context.Context, image, pulumi string) error {
 		})
 	}
 	begin(func() error {
-		if err := install(ctx, lacking); err != nil || image == "" {
+		if err := install(ctx, lacking); err != nil {
 			return err
+		}
+		format := bed.Tree
+		if driver == "lima" {
+			format = bed.VM
+			if err := account(ctx); err != nil {
+				return err
+			}
+		}
+		if image == "" {
+			return nil
 		}
 		store, err := images.Open("")
 		if err != nil {
 			return err
 		}
-		_, err = store.Build(ctx, images.Request{Definition: image})
+		_, err = store.Build(ctx, images.Request{Definition: image, Format: format})
 		return err
 	})
 	begin(func() error {
 		if err := command(ctx, "build bin/bed and the provider", nil, "go", "build", "-o", "bin/", "./cmd/..."); err != nil {
 			return err
+		}
+		if driver == "lima" {
+			if err := command(ctx, "build bin/limactl "+limaVersion, nil, "go", "build", "-C", "hack/lima",
+				"-ldflags", "-X github.com/lima-vm/lima/v2/pkg/version.Version="+limaVersion, "-o", "../../bin/limactl", "github.com/lima-vm/lima/v2/cmd/limactl"); err != nil {
+				return err
+			}
 		}
 		if have := installed(ctx); newEnough(have, pulumi) {
 			progress.Note(ctx, "Pulumi %s is installed", have)
@@ -100,14 +136,40 @@ func run(ctx context.Context, image, pulumi string) error {
 }
 
 // lacking lists the packages whose commands are not there.
-func lacking() []string {
+func lacking(driver string) []string {
 	var missing []string
-	for _, p := range packages {
-		if _, err := exec.LookPath(p.command); err != nil {
+	wanted := packages
+	if driver == "lima" {
+		wanted = slices.Concat(packages, limaPackages)
+	}
+	for _, p := range wanted {
+		_, err := exec.LookPath(p.command)
+		if filepath.IsAbs(p.command) { // a file, and no command
+			_, err = os.Stat(p.command)
+		}
+		if err != nil {
 			missing = append(missing, p.pkg)
 		}
 	}
 	return missing
+}
+
+// account makes the user that Lima runs as where we are root, which it refuses to be.
+func account(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	if _, err := user.Lookup(lima.Account); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll("/var/lib/bedfellow", 0o755); err != nil {
+		return err
+	}
+	args := []string{"--system", "--user-group", "--create-home", "--home-dir", "/var/lib/bedfellow/lima", "--shell", "/usr/sbin/nologin"}
+	if _, err := user.LookupGroup("kvm"); err == nil {
+		args = append(args, "--groups", "kvm")
+	}
+	return command(ctx, "make the user "+lima.Account, nil, "useradd", append(args, lima.Account)...)
 }
 
 // mayInstall asks, unless CI=true or YES=1 answers. Only Debian's packages are known to us.
