@@ -80,7 +80,7 @@ func TestCensus(t *testing.T) {
 // devices, routes, named namespaces and files. What belongs to beds of other people on the host is left out, so that it can be
 // compared while they work. A namespace without a name lives by a process or a mount, which are listed.
 func census(t *testing.T) []string {
-	c := &counting{work: work(t), others: foreignMarks()}
+	c := &counting{work: work(t), lima: limaRoot(t), others: foreignMarks(limaRoot(t))}
 	c.processes()
 	c.lines(t, "mount", "/proc/self/mounts")
 	c.tree("cgroup", "/sys/fs/cgroup", func(path string, d fs.DirEntry) bool {
@@ -92,6 +92,9 @@ func census(t *testing.T) []string {
 	all := func(string, fs.DirEntry) bool { return true }
 	c.tree("nspawn", "/run/systemd/nspawn", func(_ string, d fs.DirEntry) bool { return !d.IsDir() || strings.HasPrefix(d.Name(), "e2e") })
 	c.tree("bed", nspawn.DefaultRoot, all)
+	c.tree("bed", limaRoot(t), func(path string, _ fs.DirEntry) bool { // what the probe for KVM found stays until the next boot
+		return path != filepath.Join(limaRoot(t), "accel.json")
+	})
 	c.tree("temporary", tmp(), all)
 	c.tree("home", filepath.Join(c.work, "home"), all)
 	places, err := filepath.Glob(filepath.Join(c.work, "*", ".bed"))
@@ -105,14 +108,21 @@ func census(t *testing.T) []string {
 
 type counting struct {
 	work   string
+	lima   string
 	others []*regexp.Regexp // what is of other people's beds
 	found  []string
 }
 
 // foreignMarks are the marks that the beds of other people leave: paths, groups and namespaces by name, the host's link, the
 // lock files of their nodes.
-func foreignMarks() []*regexp.Regexp {
+func foreignMarks(limaRoot string) []*regexp.Regexp {
 	marks := []*regexp.Regexp{regexp.MustCompile(`/var/lib/bedfellow/images|conformance`)} // bakes and the drivers' own tests
+	homes, _ := filepath.Glob(filepath.Join(limaRoot, "*"))
+	for _, home := range homes {
+		if name := filepath.Base(home); !strings.HasPrefix(name, "e2e") {
+			marks = append(marks, regexp.MustCompile(`/lima/`+name+`\b`))
+		}
+	}
 	records, _ := filepath.Glob(filepath.Join(nspawn.DefaultRoot, "*"))
 	for _, dir := range records {
 		name := filepath.Base(dir)
@@ -158,7 +168,7 @@ func (c *counting) processes() {
 		exe, _ := os.Readlink(filepath.Join(dir, "exe"))
 		cwd, _ := os.Readlink(filepath.Join(dir, "cwd"))
 		of := append(append(bytes.ReplaceAll(line, []byte{0}, []byte{' '}), exe+" "+cwd+" "...), environ...)
-		if bytes.Contains(of, []byte(c.work)) || bytes.Contains(groups, []byte("/bedfellow")) || bytes.Contains(line, []byte("--machine=e2e")) {
+		if bytes.Contains(of, []byte(c.work)) || bytes.Contains(groups, []byte("/bedfellow")) || bytes.Contains(line, []byte("--machine=e2e")) || bytes.Contains(environ, []byte("LIMA_HOME="+c.lima+"/e2e")) {
 			group := ""
 			if _, after, ok := bytes.Cut(groups, []byte("/bedfellow")); ok {
 				group, _, _ = strings.Cut("/bedfellow"+string(after), "\n")

@@ -16,6 +16,7 @@ import (
 // TestInterrupted: whatever an `up` is stopped by, and wherever, it says how to go on, the next one finishes the bed, and destroy
 // leaves nothing.
 func TestInterrupted(t *testing.T) {
+	onlyQuickstart(t)
 	p := newPlace(t, "interrupted", "quickstart", "e2e-int")
 	before := census(t)
 	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack) })
@@ -85,6 +86,7 @@ func (p place) worker(t *testing.T, command string) int {
 // TestBeside: beds of two clones stand beside each other; under one name the second is refused and the first not touched. Two
 // commands on one stack do not get in each other's way either.
 func TestBeside(t *testing.T) {
+	onlyQuickstart(t)
 	first := newPlace(t, "first", "quickstart", "e2e-one")
 	second := newPlace(t, "second", "quickstart", "e2e-one")
 	before := census(t)

@@ -19,7 +19,7 @@ import (
 )
 
 var (
-	killsFlag = flag.Int("kills", 5, "how many commands are killed")
+	killsFlag = flag.Int("kills", 0, "how many commands are killed; 0 is 5, and 2 where machines may be emulated")
 	seedFlag  = flag.Uint64("seed", 0, "of what is killed and when; 0 chooses one and prints it")
 )
 
@@ -30,9 +30,17 @@ func TestKills(t *testing.T) {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}
-	t.Logf("replay with: go test ./e2e -run TestKills -args -kills %d -seed %d", *killsFlag, seed)
+	p := newPlace(t, "kills", *stackFlag, "e2e-kill")
+	kills := *killsFlag
+	switch {
+	case kills > 0:
+	case p.stack == "quickstart":
+		kills = 5
+	default:
+		kills = 2
+	}
+	t.Logf("replay with: go test ./e2e -run TestKills -args -stack %s -kills %d -seed %d", p.stack, kills, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	p := newPlace(t, "kills", "quickstart", "e2e-kill")
 	before := census(t)
 	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
 
@@ -49,7 +57,7 @@ func TestKills(t *testing.T) {
 	same(t, before)
 
 	struck := 0
-	for i := range *killsFlag {
+	for i := range kills {
 		command, args := "up", up
 		if random.IntN(3) == 0 {
 			command, args = "destroy", destroy
@@ -74,8 +82,8 @@ func TestKills(t *testing.T) {
 		p.ok(t, destroy...)
 		same(t, before)
 	}
-	t.Logf("%d of %d struck something that was there", struck, *killsFlag)
-	if *killsFlag >= 5 {
+	t.Logf("%d of %d struck something that was there", struck, kills)
+	if kills >= 5 {
 		assert.NotZero(t, struck, "nothing was ever killed")
 	}
 }
@@ -87,8 +95,9 @@ func (p place) strike(t *testing.T, c *process, victim string) bool {
 	case "bed":
 		return syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) == nil
 	case "node":
-		return killAny(t, func(comm, line, _ string) bool {
-			return comm == "systemd-nspawn" && strings.Contains(line, "--machine="+p.bed+"-")
+		return killAny(t, func(comm, line, environ string) bool {
+			return comm == "systemd-nspawn" && strings.Contains(line, "--machine="+p.bed+"-") ||
+				strings.HasPrefix(comm, "qemu-system") && strings.Contains(environ, "LIMA_HOME="+filepath.Join(limaRoot(t), p.bed))
 		})
 	default:
 		return killAny(t, func(_, line, environ string) bool {
@@ -119,6 +128,7 @@ func killAny(t *testing.T, fits func(comm, line, environ string) bool) bool {
 // TestKilledBeforeRecording: machines stand and no state knows of them, because everything was killed between making and
 // recording. They are seen, and destroy removes them.
 func TestKilledBeforeRecording(t *testing.T) {
+	onlyQuickstart(t)
 	p := newPlace(t, "unrecorded", "quickstart", "e2e-unrec")
 	before := census(t)
 	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
@@ -140,6 +150,7 @@ func TestKilledBeforeRecording(t *testing.T) {
 
 // TestSweep removes what is named, and nothing else.
 func TestSweep(t *testing.T) {
+	onlyQuickstart(t)
 	lost := newPlace(t, "lost", "quickstart", "e2e-lost")
 	kept := newPlace(t, "kept", "quickstart", "e2e-kept")
 	before := census(t)

@@ -115,7 +115,7 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 		require.NoError(t, err)
 		return all
 	}
-	eventually(t, "the first repetition of a long run", 60*time.Second, func() error {
+	eventually(t, "the first repetition of a long run", p.patience(60*time.Second), func() error {
 		all := dirs()
 		r, err := results.Load(all[len(all)-1])
 		if err == nil && (r.Run.Status != results.Running || len(r.Samples) == 0) {
@@ -133,7 +133,7 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 	assert.Equal(t, results.Interrupted, r.Run.Status)
 	assert.NotEmpty(t, r.Samples)
 	assert.Contains(t, c.stdout+c.stderr, r.Run.ID, "it says where the results are")
-	eventually(t, "an empty queue", 15*time.Second, func() error {
+	eventually(t, "an empty queue", p.patience(15*time.Second), func() error {
 		if queue := p.must(t, inv, 0, "squeue -h"); queue != "" {
 			return errors.New(queue)
 		}

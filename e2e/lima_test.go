@@ -1,0 +1,127 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/provision/lima"
+)
+
+// limaRoot is where the driver's beds lie.
+func limaRoot(t testing.TB) string {
+	root, err := lima.DefaultRoot()
+	require.NoError(t, err)
+	return root
+}
+
+// limactl runs Lima's own command on the bed, as the user that Lima runs as.
+func (p place) limactl(t *testing.T, args ...string) string {
+	t.Helper()
+	path, err := exec.LookPath(work(t, "bin/limactl"))
+	if err != nil {
+		path, err = exec.LookPath("limactl")
+	}
+	require.NoError(t, err)
+	argv := append([]string{"env", "LIMA_HOME=" + filepath.Join(limaRoot(t), p.bed), path, "--tty=false"}, args...)
+	if os.Geteuid() == 0 {
+		argv = append([]string{"runuser", "-u", lima.Account, "--"}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%v: %s", argv, out)
+	return string(out)
+}
+
+// machines: what happens to virtual machines is shown by status and refresh and mended by up: in place where it can be, with the disk
+// that a machine has where it has one.
+func (p place) machines(t *testing.T) {
+	inv := p.inventory(t)
+	if inv.Driver != "lima" {
+		t.Skipf("this test knows how to break machines of the lima driver, not of %s", inv.Driver)
+	}
+	last := len(inv.Nodes) - 1
+	assert.Equal(t, len(inv.Nodes), strings.Count(p.limactl(t, "list", "--format", "{{.Name}} {{.Status}}"), "Running"), "a person sees them with limactl list")
+
+	t.Run("larger, in place", func(t *testing.T) {
+		before := p.states(t)
+		grown, _ := p.up(t, "memory=1152MiB", "disk=21GiB")
+		assert.Equal(t, incarnations(inv), incarnations(grown))
+		for name, m := range p.states(t) {
+			assert.Equal(t, "running", m.State, "%s: %s", name, m.Detail)
+			assert.NotEqual(t, before[name].BootID, "", name)
+		}
+		for i, n := range grown.Nodes {
+			assert.Equal(t, 1152, n.MemoryMiB)
+			assert.Equal(t, fmt.Sprint(21<<30), p.must(t, grown, i, "lsblk -bdno SIZE /dev/vda"), "disk of %s", n.Name)
+			assert.Equal(t, "yes", p.must(t, grown, i, "[ $(df --output=size -k / | tail -1) -gt 19000000 ] && echo yes"), "file system of %s", n.Name)
+		}
+		p.computes(t, grown)
+		inv = grown
+	})
+	t.Run("all stopped, as by a restart of the host", func(t *testing.T) {
+		home := filepath.Join(limaRoot(t), p.bed)
+		for range 5 { // a process may start another meanwhile
+			for killAny(t, func(_, _, environ string) bool { return strings.Contains(environ, "LIMA_HOME="+home) }) {
+			}
+		}
+		for name, m := range p.states(t) {
+			assert.NotEqual(t, "running", m.State, name)
+		}
+		back, _ := p.up(t)
+		assert.Equal(t, incarnations(inv), incarnations(back), "they come back with the disks they had")
+		p.computes(t, back)
+		inv = back
+	})
+	t.Run("one deleted with limactl, one rebooted", func(t *testing.T) {
+		gone := inv.Nodes[last].Name
+		boot := p.must(t, inv, 0, "cat /proc/sys/kernel/random/boot_id")
+		p.must(t, inv, 0, "sudo systemd-run --on-active=1 systemctl reboot")
+		p.limactl(t, "delete", "-f", gone)
+		assert.NotEqual(t, "running", p.states(t)[gone].State)
+		eventually(t, "the reboot of "+inv.Nodes[0].Name, p.patience(30*time.Second), func() error {
+			now, err := p.on(t, inv, 0, "cat /proc/sys/kernel/random/boot_id")
+			if err == nil && now == boot {
+				return fmt.Errorf("it is still up")
+			}
+			return err
+		})
+		inv = p.mend(t, inv, map[string]string{gone: ""})
+	})
+}
+
+// selftest: every property holds on every node, after what else the suite has done to them.
+func (p place) selftest(t *testing.T) {
+	inv := p.inventory(t)
+	c := p.ok(t, "run", "selftest", "-s", p.stack, "-o", "json")
+	var said struct{ Dir string }
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+	r, err := results.Load(said.Dir)
+	require.NoError(t, err)
+	seen := map[string]int{}
+	for _, s := range r.Samples {
+		assert.Equal(t, results.OK, s.Status, "%s on %s: %s", s.Series, s.Parameters["node"], s.Reason)
+		if !inv.SharedKernel {
+			assert.Equal(t, 1.0, s.Value, "%s on %s: %s", s.Series, s.Parameters["node"], s.Reason)
+		}
+		seen[s.Series]++
+	}
+	for _, property := range []string{"host name", "siblings reached by name", "clock", "cgroup v2", "a user's service has limits", "module br_netfilter", "module vxlan", "lingering", "rootless Docker"} {
+		assert.Equal(t, len(inv.Nodes), seen[property], property)
+	}
+	assert.Equal(t, len(inv.Compute()), seen["runs a job"])
+	text := p.ok(t, "run", "selftest", "-s", p.stack).stdout
+	for _, n := range inv.Nodes {
+		assert.GreaterOrEqual(t, strings.Count(text, "\n"+n.Name+"  "), 12, "a line per property of %s:\n%s", n.Name, text)
+	}
+}
