@@ -23,8 +23,8 @@ import (
 // inventory is the bed as its state has it.
 func (p place) inventory(t *testing.T) bed.Inventory {
 	t.Helper()
-	var inv bed.Inventory
-	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "inventory", "-s", p.stack).stdout), &inv))
+	inv, err := bed.ParseInventory([]byte(p.ok(t, "inventory", "-s", p.stack).stdout))
+	require.NoError(t, err)
 	return inv
 }
 

@@ -2,12 +2,13 @@ package provider
 
 import (
 	"encoding/json"
+	"fmt"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
 // Standing reads a Pool's outputs, as an exported state holds them with its secrets shown, into what is known of the bed: for one
-// whose configuration failed, so that it has no other output. The key logs in to its nodes.
+// whose configuration failed, so that it has no other output. Nodes may be without a machine. The key logs in to the others.
 func Standing(outputs json.RawMessage) (inv bed.Inventory, key []byte, err error) {
 	var raw any
 	if err := json.Unmarshal(outputs, &raw); err != nil {
@@ -24,6 +25,9 @@ func Standing(outputs json.RawMessage) (inv bed.Inventory, key []byte, err error
 	inv = bed.Inventory{Bed: pool.Owner.Bed, ID: pool.Owner.ID, Driver: pool.Driver, ImageDigest: pool.ImageDigest, User: pool.User}
 	found := map[string]PoolMachine{}
 	for _, m := range pool.Machines {
+		if _, twice := found[m.Name]; twice {
+			return bed.Inventory{}, nil, fmt.Errorf("two machines are called %s", m.Name)
+		}
 		found[m.Name] = m
 	}
 	for _, n := range pool.Nodes {
@@ -32,6 +36,9 @@ func Standing(outputs json.RawMessage) (inv bed.Inventory, key []byte, err error
 			Name: n.Name, Address: m.Address, Port: m.Port, BedAddress: m.BedAddress, Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
 			HostKey: pool.HostPublicKeys[n.Name], HostCPUs: m.HostCPUs, Oversubscribed: m.Oversubscribed, Incarnation: m.Incarnation,
 		})
+	}
+	if err := inv.Check(); err != nil {
+		return bed.Inventory{}, nil, err
 	}
 	return inv, []byte(pool.UserPrivateKey), nil
 }

@@ -136,7 +136,7 @@ func (w *Workspace) Up(ctx context.Context) (Standing, error) {
 	if err != nil {
 		return Standing{}, s.explain(ctx, "up", err)
 	}
-	standing, err := standing(result.Outputs)
+	standing, err := w.parse(result.Outputs)
 	standing.Changes = s.changes(result.Summary.ResourceChanges)
 	return standing, errors.Join(err, w.keepKey(standing))
 }
@@ -259,7 +259,7 @@ func (w *Workspace) Standing(ctx context.Context) (Standing, error) {
 	if _, ok := outputs["inventory"]; !ok {
 		return w.halfMade(ctx, s)
 	}
-	standing, err := standing(outputs)
+	standing, err := w.parse(outputs)
 	return standing, errors.Join(err, w.keepKey(standing))
 }
 
@@ -284,7 +284,7 @@ func (w *Workspace) halfMade(ctx context.Context, s *session) (Standing, error) 
 		}
 		inventory, key, err := provider.Standing(r.Outputs)
 		if err != nil {
-			return Standing{}, fmt.Errorf("the machines in the state of stack %s: %w", w.Stack, err)
+			return Standing{}, fmt.Errorf("the machines in the state of stack %s: %w; `bed up -s %s` records them anew", w.Stack, err, w.Stack)
 		}
 		found := Standing{Inventory: inventory, PrivateKey: key}
 		return found, w.keepKey(found)
@@ -296,11 +296,11 @@ func (w *Workspace) noBed() error {
 	return fmt.Errorf("%w", bed.Problems{{Key: "stack", Value: w.Stack, Reason: ErrNoBed.Error(), Remedy: "`bed up -s " + w.Stack + "` makes it", Host: true}})
 }
 
-func standing(outputs auto.OutputMap) (Standing, error) {
-	var s Standing
+// parse reads the stack's outputs.
+func (w *Workspace) parse(outputs auto.OutputMap) (s Standing, err error) {
 	text, _ := outputs["inventory"].Value.(string)
-	if err := json.Unmarshal([]byte(text), &s.Inventory); err != nil {
-		return s, fmt.Errorf("the state's output inventory: %w", err)
+	if s.Inventory, err = bed.ParseInventory([]byte(text)); err != nil {
+		return s, fmt.Errorf("the output %w; the state of stack %s is damaged or another version's: `bed up -s %s` writes it anew", err, w.Stack, w.Stack)
 	}
 	key, _ := outputs["privateKey"].Value.(string)
 	s.PrivateKey = []byte(key)
