@@ -33,7 +33,8 @@ const needBytes = 3 << 30
 
 // tools are the programs a bake runs, each with the package that has it.
 var tools = []struct{ program, pkg string }{
-	{"mmdebstrap", "mmdebstrap"}, {"ansible-playbook", "ansible"}, {"unshare", "util-linux"}, {"mount", "mount"}, {"chroot", "coreutils"},
+	{"mmdebstrap", "mmdebstrap"}, {"ansible-playbook", "ansible"}, {"unshare", "util-linux"}, {"mount", "mount"},
+	{"chroot", "coreutils"}, {"ip", "iproute2"},
 }
 
 // bakery is one bake under way.

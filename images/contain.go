@@ -21,13 +21,13 @@ func contained(script string, args ...string) []string {
 	}, args...)
 }
 
-// contained is contained as this bake needs it: a replay has no network device but a loopback that is down.
+// contained is contained as this bake needs it: a replay has no network device but a loopback. That is up, for Open MPI's compilers
+// refuse to work where there is no interface at all.
 func (b *bakery) contained(script string, args ...string) []string {
-	argv := contained(script, args...)
-	if b.replay != nil {
-		argv = slices.Insert(argv, 1, "--net")
+	if b.replay == nil {
+		return contained(script, args...)
 	}
-	return argv
+	return slices.Insert(contained("ip link set lo up; "+script, args...), 1, "--net")
 }
 
 // enterTree is a script that makes the tree $1 fit for programs in it, with $2 as its package cache, and then runs the rest of
