@@ -3,22 +3,25 @@ package e2e_test
 import (
 	"bytes"
 	"encoding/base64"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision/nspawn"
 )
 
-// secrets: neither the bed's private keys nor its munge key nor the passphrase lies in clear in anything that Bedfellow has
-// written or said; the two files that are theirs aside.
-func (p place) secrets(t *testing.T) {
-	inv := p.inventory(t)
+// keys are the bed's private keys, its munge key and the passphrase, each by what it is called and as it would be written.
+func (p place) keys(t *testing.T, inv bed.Inventory) map[string][]byte {
+	t.Helper()
 	secret := map[string][]byte{}
 	pem := func(name, text string) {
 		lines := strings.Split(strings.TrimSpace(text), "\n")
@@ -44,7 +47,49 @@ func (p place) secrets(t *testing.T) {
 	passphrase, err := os.ReadFile(filepath.Join(p.dir, ".bed/passphrase"))
 	require.NoError(t, err)
 	secret["passphrase"] = bytes.TrimSpace(passphrase)
+	return secret
+}
 
+// holds names the secrets that are in data.
+func holds(data []byte, secret map[string][]byte) (names []string) {
+	for name, value := range secret {
+		if bytes.Contains(data, value) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// fileHolds is holds for a file of any size.
+func fileHolds(path string, secret map[string][]byte) (names []string, err error) {
+	longest := 0
+	for _, value := range secret {
+		longest = max(longest, len(value))
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	buf, have := make([]byte, 1<<20), 0
+	for {
+		n, err := io.ReadFull(f, buf[have:])
+		names = append(names, holds(buf[:have+n], secret)...)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return names, nil
+		}
+		if err != nil {
+			return names, err
+		}
+		have = copy(buf, buf[len(buf)-longest:]) // what lies across two reads
+	}
+}
+
+// secrets: none of the bed's keys lies in clear in anything that Bedfellow has written or said, the two files that are theirs
+// aside, in the image, or in the arguments and environment of any process.
+func (p place) secrets(t *testing.T) {
+	inv := p.inventory(t)
+	secret := p.keys(t, inv)
 	searched := 0
 	search := func(root string, skip func(path string, d fs.DirEntry) bool) {
 		require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -60,11 +105,9 @@ func (p place) secrets(t *testing.T) {
 			if !d.Type().IsRegular() {
 				return nil
 			}
-			data, err := os.ReadFile(path)
 			searched++
-			for name, value := range secret {
-				assert.False(t, bytes.Contains(data, value), "%s holds the %s", path, name)
-			}
+			names, err := fileHolds(path, secret)
+			assert.Empty(t, names, path)
 			return err
 		}))
 	}
@@ -79,6 +122,18 @@ func (p place) secrets(t *testing.T) {
 		})
 	}
 	require.Greater(t, searched, 10)
+	if inv.ImageDigest != "" {
+		store, err := images.Open("")
+		require.NoError(t, err)
+		list, err := store.List(t.Context())
+		require.NoError(t, err)
+		i := slices.IndexFunc(list, func(img images.Image) bool { return img.Digest == inv.ImageDigest })
+		require.GreaterOrEqual(t, i, 0, "the store has the bed's image")
+		before := searched
+		search(list[i].Tree, func(string, fs.DirEntry) bool { return false })
+		require.Greater(t, searched-before, 5000, "files in %s", list[i].Tree)
+	}
+	watchProcesses(t, secret).check(t, inv.Nodes[0].Name)
 	for _, path := range []string{p.keyFile(), filepath.Join(p.dir, ".bed/passphrase")} {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
