@@ -45,8 +45,9 @@ func TestBed(t *testing.T) {
 			name string
 			run  func(*testing.T)
 		}{
-			{"check", p.check}, {"noop", p.noop}, {"preview", p.preview}, {"scenario", p.scenario}, {"drift", p.drift}, {"machines", p.machines},
-			{"selftest", p.selftest}, {"failedtask", p.failedTask}, {"grow", p.grow}, {"secrets", p.secrets}, {"passphrase", p.passphrase},
+			{"check", p.check}, {"noop", p.noop}, {"again", p.again}, {"preview", p.preview}, {"scenario", p.scenario}, {"drift", p.drift},
+			{"machines", p.machines}, {"selftest", p.selftest}, {"failedtask", p.failedTask}, {"grow", p.grow}, {"secrets", p.secrets},
+			{"passphrase", p.passphrase},
 		} {
 			stage(t, s.name, s.run)
 		}
