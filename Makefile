@@ -7,7 +7,7 @@ limastacks := lima lima-ci star-trek
 # No C compiler is needed.
 export CGO_ENABLED := 0
 
-.PHONY: tools quickstart lima test e2e soak lint destroy schema
+.PHONY: tools quickstart lima test e2e soak bench lint destroy schema
 
 tools:
 	@go run ./hack/prepare -pulumi $(PULUMI_VERSION) -driver $(DRIVER)
@@ -37,6 +37,11 @@ KILLS ?= 50
 SEED ?= 0
 soak: tools
 	go test -count=1 -timeout 120m -v ./e2e -run TestKills -args -kills $(KILLS) -seed $(SEED)
+
+# Prints JSON; docs/performance.md tells how to read it.
+RUNS ?= 3
+bench: tools
+	@go run ./hack/bench -n $(RUNS)
 
 lint:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

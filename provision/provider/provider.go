@@ -69,7 +69,7 @@ func New(h Host, components ...infer.InferredComponent) (p.Provider, error) {
 	if err != nil {
 		return p.Provider{}, fmt.Errorf("build the provider: %w", err)
 	}
-	return provider, nil
+	return timed(provider), nil
 }
 
 // withProgress returns a context whose steps reach whoever runs the engine.
