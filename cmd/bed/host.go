@@ -28,7 +28,7 @@ func (a *app) doctor() *cobra.Command {
 				names = []string{driver}
 			}
 			var problems bed.Problems
-			found := map[string][]bed.Problem{}
+			found, advice := map[string][]bed.Problem{}, map[string][]string{}
 			for _, name := range names {
 				d, err := drivers.Open(name, drivers.Settings{})
 				if err != nil {
@@ -36,6 +36,9 @@ func (a *app) doctor() *cobra.Command {
 				}
 				found[name] = engine.CheckHost(c.Context(), d)
 				problems = append(problems, found[name]...)
+				if adviser, ok := d.(provision.Adviser); ok && a.output == "text" {
+					advice[name] = adviser.Advise(c.Context())
+				}
 			}
 			if err := a.print(found, func() {
 				for _, name := range names {
@@ -44,6 +47,9 @@ func (a *app) doctor() *cobra.Command {
 					}
 					for _, p := range found[name] {
 						fmt.Printf("✗ %s: %s\n", name, p)
+					}
+					for _, line := range advice[name] {
+						fmt.Printf("· %s: %s\n", name, line)
 					}
 				}
 			}); err != nil {

@@ -1,6 +1,7 @@
 package lima_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivertest"
 	"github.com/bedfellow/bedfellow/provision/lima"
@@ -133,6 +135,7 @@ func TestFailedStart(t *testing.T) {
 		"deaf":    {"conf-01", "was not up within", "Booting the fake kernel"},
 		"stuck":   {"conf-01", "running` status"},
 		"hang":    {"conf-01", "was not up within"},
+		"stolen":  {"conf-01", "shows the host key"},
 	} {
 		t.Run(wrong, func(t *testing.T) {
 			h := newFakeHost(t)
@@ -146,6 +149,99 @@ func TestFailedStart(t *testing.T) {
 			h.clean(t)
 		})
 	}
+}
+
+// maker makes the machine that it reads, in a process of its own, to be killed.
+func maker(args []string) error {
+	var m provision.Machine
+	if err := json.NewDecoder(os.Stdin).Decode(&m); err != nil {
+		return err
+	}
+	_, err := fakeHost{root: args[0]}.driver().Create(context.Background(), m)
+	return err
+}
+
+// What a maker leaves that is killed, the next one removes, or the sweep.
+func TestKilledMaker(t *testing.T) {
+	for name, mend := range map[string]func(*testing.T, *lima.Driver, provision.Machine){
+		"create": func(t *testing.T, d *lima.Driver, m provision.Machine) {
+			st, err := d.Create(t.Context(), m)
+			require.NoError(t, err)
+			assert.Equal(t, provision.Running, st.State)
+			require.NoError(t, d.Delete(t.Context(), m.Name))
+		},
+		"sweep": func(t *testing.T, d *lima.Driver, m provision.Machine) {
+			require.NoError(t, d.Sweep(t.Context(), m.Owner))
+		},
+	} {
+		for _, wrong := range []string{"hang", "deaf"} { // before and after the machine's processes are there
+			t.Run(name+" after "+wrong, func(t *testing.T) {
+				h := newFakeHost(t)
+				m := h.machine(t, 0)
+				h.fault(t, m.Name, wrong, 1)
+				data, err := json.Marshal(m)
+				require.NoError(t, err)
+				cmd := exec.Command(filepath.Join(h.bin, "maker"), h.root)
+				cmd.Stdin = bytes.NewReader(data)
+				require.NoError(t, cmd.Start())
+				sign := map[string]string{"hang": "_bed/conf-01.log", "deaf": "conf-01/qemu.pid"}[wrong]
+				assert.Eventually(t, func() bool { return exists(filepath.Join(h.home(), sign)) }, 10*time.Second, time.Millisecond)
+				require.NoError(t, cmd.Process.Kill())
+				_ = cmd.Wait()
+				st, err := h.driver().Read(t.Context(), m.Name)
+				require.NoError(t, err)
+				assert.Equal(t, provision.Broken, st.State)
+				assert.Equal(t, "half made", st.Detail)
+				mend(t, h.driver(), m)
+				h.clean(t)
+			})
+		}
+	}
+}
+
+// Of an instance only lima.yaml is there, as a Lima that failed leaves it.
+func TestHalfAnInstance(t *testing.T) {
+	h := newFakeHost(t)
+	m := h.machine(t, 0)
+	_, err := h.driver().Create(t.Context(), m)
+	require.NoError(t, err)
+	for _, pid := range lima.Processes(h.home(), "") {
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	files, err := os.ReadDir(filepath.Join(h.home(), m.Name))
+	require.NoError(t, err)
+	for _, f := range files {
+		if f.Name() != "lima.yaml" {
+			require.NoError(t, os.Remove(filepath.Join(h.home(), m.Name, f.Name())))
+		}
+	}
+	st, err := h.driver().Create(t.Context(), m)
+	require.NoError(t, err)
+	assert.Equal(t, provision.Running, st.State)
+	require.NoError(t, h.driver().Delete(t.Context(), m.Name))
+	h.clean(t)
+}
+
+// Machines that are started at once have one network and one key pair.
+func TestOneNetwork(t *testing.T) {
+	h := newFakeHost(t)
+	machines := make([]provision.Machine, 6)
+	for i := range machines {
+		machines[i] = h.machine(t, i)
+	}
+	require.NoError(t, remote.Each(t.Context(), machines, len(machines), func(ctx context.Context, _ int, m provision.Machine) error {
+		_, err := h.driver().Create(ctx, m)
+		return err
+	}))
+	networks := 0
+	for _, pid := range lima.Processes(h.home(), "") {
+		if data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(data), "usernet\x00") {
+			networks++
+		}
+	}
+	assert.Equal(t, 1, networks)
+	require.NoError(t, h.driver().Sweep(t.Context(), machines[0].Owner))
+	h.clean(t)
 }
 
 // A machine that Lima calls degraded and that answers will do.
