@@ -81,7 +81,7 @@ func (d *Driver) Advise(ctx context.Context) []string {
 }
 
 // Fit tells which of the machines the host cannot hold.
-func (d *Driver) Fit(_ context.Context, machines []provision.Machine) []bed.Problem {
+func (d *Driver) Fit(ctx context.Context, machines []provision.Machine) []bed.Problem {
 	var problems []bed.Problem
 	add := func(key, value, reason, remedy string) {
 		problems = append(problems, bed.Problem{Key: key, Value: value, Reason: reason, Remedy: remedy, Host: true})
@@ -119,6 +119,12 @@ func (d *Driver) Fit(_ context.Context, machines []provision.Machine) []bed.Prob
 	if len(machines) > maxNodes {
 		add("nodes", strconv.Itoa(len(machines)), fmt.Sprintf("is more than the %d nodes this driver's network holds", maxNodes), "ask for fewer")
 	}
+	image := filepath.Join(machines[0].Image, provision.DiskFile)
+	if a, err := lookupAccount(d.account); err == nil && a != nil && exists(image) {
+		if _, err := run(ctx, host{account: a}.command("/", "test", "-r", image)); err != nil {
+			add("image", machines[0].Image, fmt.Sprintf("cannot be read by %s, who runs Lima", a), "let everybody read it and enter what leads there: chmod a+rX …")
+		}
+	}
 	longest := slices.MaxFunc(machines, func(a, b provision.Machine) int { return len(a.Name) - len(b.Name) })
 	if p := tooLong(d.root, longest); p != nil {
 		problems = append(problems, *p)
@@ -146,11 +152,16 @@ func tooLong(root string, m provision.Machine) *bed.Problem {
 // existing is the longest beginning of a path that is there.
 func existing(path string) string {
 	for {
-		if _, err := os.Stat(path); err == nil || path == filepath.Dir(path) {
+		if exists(path) || path == filepath.Dir(path) {
 			return path
 		}
 		path = filepath.Dir(path)
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func freeSpace(dir string) (bed.Size, bool) {

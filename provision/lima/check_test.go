@@ -67,6 +67,11 @@ func TestCheckAsRoot(t *testing.T) {
 	require.Len(t, problems, 1)
 	assert.Contains(t, problems[0].Remedy, "useradd --system")
 
+	require.NoError(t, os.Chmod(h.image, 0o700))
+	problems = h.driver().Fit(t.Context(), []provision.Machine{h.machine(t, 0)})
+	require.Len(t, problems, 1)
+	assert.Equal(t, "image", problems[0].Key)
+
 	require.NoError(t, os.Chmod(h.bin, 0o700))
 	problems = h.driver().Check(t.Context())
 	require.Len(t, problems, 1)

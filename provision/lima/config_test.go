@@ -57,10 +57,7 @@ func TestConfiguration(t *testing.T) {
 
 // Lima itself accepts what is written.
 func TestConfigurationIsValid(t *testing.T) {
-	limactl, err := exec.LookPath("limactl")
-	if err != nil {
-		hosttest.Lacks(t, "limactl")
-	}
+	realLima(t)
 	for _, network := range []string{"isolated", "outbound"} {
 		text, err := lima.Render(goldenMachine(t, network, network == "isolated"), 20*bed.GiB)
 		require.NoError(t, err)
@@ -68,7 +65,7 @@ func TestConfigurationIsValid(t *testing.T) {
 		require.NoError(t, os.Chmod(root, 0o777)) // Lima makes its directories there
 		file := filepath.Join(root, "node.yaml")
 		require.NoError(t, os.WriteFile(file, text, 0o644))
-		out, code := lima.Run(t, root, limactl, "validate", file)
+		out, code := lima.New(root).Limactl(t, root, "validate", file)
 		assert.Zero(t, code, out)
 		assert.NotContains(t, out, "level=warning")
 	}

@@ -35,21 +35,11 @@ func Processes(home, node string) (pids []int) {
 	return pids
 }
 
-// Run runs a limactl in a LIMA_HOME as who the driver would, and returns what it said and its status.
-func Run(t *testing.T, home, limactl string, args ...string) (said string, code int) {
-	name := Account
-	if _, err := lookupAccount(name); err != nil {
-		name = "nobody"
-	}
-	return RunAs(t, name, home, limactl, args...)
-}
-
-// RunAs is Run as a user of that name, for root.
-func RunAs(t *testing.T, name, home, limactl string, args ...string) (said string, code int) {
-	a, err := lookupAccount(name)
+// Limactl runs limactl in a LIMA_HOME as the driver would, and returns what it said and its status.
+func (d *Driver) Limactl(t *testing.T, home string, args ...string) (said string, code int) {
+	h, err := d.openHost(t.Context())
 	require.NoError(t, err)
-	cmd := host{account: a, limactl: limactl}.command(home, limactl, args...)
-	out, err := cmd.CombinedOutput()
+	out, err := h.command(home, h.limactl, args...).CombinedOutput()
 	if err == nil {
 		return string(out), 0
 	}

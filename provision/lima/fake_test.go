@@ -204,6 +204,7 @@ func fakeUsernet(args []string) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+	dawdle()
 	if err := writePID(*pid); err != nil {
 		return err
 	}
@@ -218,6 +219,13 @@ func fakeUsernet(args []string) error {
 	}
 	ending(syscall.SIGINT, syscall.SIGTERM)
 	return nil
+}
+
+// dawdle makes the moments long in which Lima's processes get into each other's way, where a test wants that.
+func dawdle() {
+	if exists(filepath.Join(filepath.Dir(faultsFile()), "dawdle")) {
+		time.Sleep(time.Second)
+	}
 }
 
 // ending waits for a signal.

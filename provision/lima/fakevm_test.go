@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 	"gopkg.in/yaml.v3"
@@ -127,6 +126,6 @@ func fakeKeygen(args []string) error {
 	if err != nil {
 		return errors.New(filepath.Join(dir, "user") + " already exists.\nOverwrite (y/n)?")
 	}
-	time.Sleep(100 * time.Millisecond)
+	dawdle()
 	return errors.Join(f.Close(), os.WriteFile(filepath.Join(dir, "user.pub"), []byte(rand.Text()), 0o644))
 }

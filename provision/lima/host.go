@@ -10,7 +10,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -91,13 +90,18 @@ type host struct {
 func (h host) command(home, name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = home
-	cmd.Env = append(h.account.environment(filepath.Dir(h.limactl)), "LIMA_HOME="+home)
+	cmd.Env = append(h.account.environment(h.limactl), "LIMA_HOME="+home)
 	cmd.Env = append(cmd.Env, h.accel.environment()...)
 	cmd.SysProcAttr = h.account.attributes()
 	return cmd
 }
 
-func (a *account) environment(dirs ...string) []string {
+// environment is that of a user who has just logged in, and finds what lies beside the command.
+func (a *account) environment(command string) []string {
+	var dirs []string
+	if filepath.IsAbs(command) {
+		dirs = append(dirs, filepath.Dir(command))
+	}
 	dirs = append(dirs, "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/opt/homebrew/bin")
 	env := []string{"PATH=" + strings.Join(dirs, ":"), "LANG=C.UTF-8"}
 	if a == nil {
@@ -220,7 +224,10 @@ func commands() map[string]string {
 	need := map[string]string{"ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 	if usesQEMU() {
 		need["qemu-img"] = "qemu-utils"
-		need[qemuCommand()] = "qemu-system-" + map[bool]string{true: "x86", false: "arm"}[slices.Contains([]string{"x86_64"}, limaArch())]
+		need[qemuCommand()] = map[string]string{"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[limaArch()]
+		if need[qemuCommand()] == "" {
+			need[qemuCommand()] = "qemu-system-misc"
+		}
 	}
 	return need
 }

@@ -27,7 +27,8 @@ import (
 const (
 	hostAddress   = "127.0.0.1" // where Lima forwards to a machine's sshd
 	deleteTimeout = 25 * time.Second
-	stopTimeout   = 4 * time.Minute // Lima gives a guest three
+	stopTimeout   = 4 * time.Minute // for a guest's shutdown; Lima gives it three
+	mendTimeout   = time.Minute     // for that of one which does not answer
 	stopPoll      = 100 * time.Millisecond
 )
 
@@ -188,7 +189,7 @@ func keeps(home string, m provision.Machine) (nodeRecord, bool) {
 
 // restart starts a machine with the disk it has, after whatever is left of its last run. When the context ends, it is stopped.
 func (d *Driver) restart(ctx context.Context, h host, home string, n nodeRecord, m provision.Machine) error {
-	err := stop(ctx, home, m.Name)
+	err := stop(ctx, home, m.Name, mendTimeout)
 	if err == nil {
 		err = d.boot(ctx, h, home, n, m)
 	}
@@ -201,10 +202,10 @@ func (d *Driver) restart(ctx context.Context, h host, home string, n nodeRecord,
 	return writeNode(home, m.Name, n)
 }
 
-// stop has the guest shut down, where it can still be asked, and ends what is left.
-func stop(ctx context.Context, home, node string) error {
+// stop has the guest shut down within a time, where it can still be asked, and ends what is left.
+func stop(ctx context.Context, home, node string, timeout time.Duration) error {
 	if r := look(home, node); r.agent && r.machine && r.network {
-		waiting, cancel := context.WithTimeout(ctx, stopTimeout)
+		waiting, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		if err := syscall.Kill(readPID(filepath.Join(instance(home, node), "ha.pid")), syscall.SIGINT); err != nil {
 			return fmt.Errorf("stop node %s: %w", node, err)
@@ -283,7 +284,7 @@ func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Sta
 
 // change stops a machine and writes down what it is to be. Lima grows the disk at the next start.
 func (d *Driver) change(ctx context.Context, h host, home string, n nodeRecord, m provision.Machine) error {
-	if err := stop(ctx, home, m.Name); err != nil {
+	if err := stop(ctx, home, m.Name, stopTimeout); err != nil {
 		return err
 	}
 	text, err := render(m, n.Disk)

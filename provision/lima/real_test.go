@@ -30,6 +30,12 @@ func realImage(t *testing.T) string {
 	if image == "" {
 		hosttest.Lacks(t, "a VM image to boot: BEDFELLOW_LIMA_IMAGE names none")
 	}
+	realLima(t)
+	return image
+}
+
+// realLima says what of Lima is missing.
+func realLima(t *testing.T) {
 	for _, command := range []string{"limactl", "qemu-system-x86_64", "qemu-img"} {
 		if _, err := exec.LookPath(command); err != nil {
 			hosttest.Lacks(t, command)
@@ -40,7 +46,6 @@ func realImage(t *testing.T) string {
 			hosttest.Lacks(t, "the user "+lima.Account)
 		}
 	}
-	return image
 }
 
 // shortRoot is a directory for beds whose path leaves room for sockets, and which other users may enter.
