@@ -45,7 +45,7 @@ type Driver struct {
 }
 
 // New returns a driver whose beds lie under root.
-func New(root string) *Driver { return &Driver{root: real(root), account: Account} }
+func New(root string) *Driver { return &Driver{root: resolved(root), account: Account} }
 
 // DefaultRoot is where beds lie: of the system for root, of the user for anybody else. It is short because sockets lie in it.
 func DefaultRoot() (string, error) {
@@ -59,13 +59,13 @@ func DefaultRoot() (string, error) {
 	return filepath.Join(home, ".bedfellow/lima"), nil
 }
 
-// real follows the links in a path of which the end may not be there yet: Lima does so, and its processes name what it found.
-func real(path string) string {
+// resolved follows the links in a path of which the end may not be there yet: Lima does so, and its processes name what it found.
+func resolved(path string) string {
 	if found, err := filepath.EvalSymlinks(path); err == nil {
 		return found
 	}
 	if parent := filepath.Dir(path); parent != path {
-		return filepath.Join(real(parent), filepath.Base(path))
+		return filepath.Join(resolved(parent), filepath.Base(path))
 	}
 	return path
 }

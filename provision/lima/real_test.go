@@ -19,7 +19,8 @@ import (
 	"github.com/bedfellow/bedfellow/provision/lima"
 )
 
-// The tests below are on the real limactl and QEMU. BEDFELLOW_LIMA_IMAGE is a directory with a VM image.
+// The tests below are on the real limactl and QEMU. BEDFELLOW_LIMA_IMAGE is a directory with a VM image. They boot some twenty machines:
+// with emulated CPUs give them -timeout 120m.
 
 // realImage finds the image to boot, or says what is missing.
 func realImage(t *testing.T) string {
