@@ -124,7 +124,7 @@ func fakeStart(home string, args []string) error {
 		return errors.New("no space left on device")
 	}
 	if wrong == "hang" {
-		select {}
+		time.Sleep(time.Hour)
 	}
 	if err := startUsernet(home); err != nil {
 		return err
@@ -321,14 +321,13 @@ func fakeAgent(home string, args []string) error {
 
 // listed is what `limactl list --format json` shows of an instance, as far as the contract goes.
 type listed struct {
-	Name         string   `json:"name"`
-	Status       string   `json:"status"`
-	Dir          string   `json:"dir"`
-	VMType       string   `json:"vmType"`
-	SSHLocalPort int      `json:"sshLocalPort"`
-	HostAgentPID int      `json:"hostAgentPID"`
-	DriverPID    int      `json:"driverPID"`
-	Errors       []string `json:"errors,omitempty"`
+	Name         string `json:"name"`
+	Status       string `json:"status"`
+	Dir          string `json:"dir"`
+	VMType       string `json:"vmType"`
+	SSHLocalPort int    `json:"sshLocalPort"`
+	HostAgentPID int    `json:"hostAgentPID"`
+	DriverPID    int    `json:"driverPID"`
 }
 
 func inspect(home, node string) (listed, error) {
@@ -346,10 +345,8 @@ func inspect(home, node string) (listed, error) {
 		i.Status = "Running"
 	case i.HostAgentPID == 0 && i.DriverPID == 0:
 		i.Status = "Stopped"
-	case i.DriverPID == 0:
-		i.Status, i.Errors = "Broken", []string{"host agent is running but driver is not"}
 	default:
-		i.Status, i.Errors = "Broken", []string{"qemu driver is running but host agent is not"}
+		i.Status = "Broken"
 	}
 	return i, nil
 }

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"gopkg.in/yaml.v3"
@@ -39,7 +40,7 @@ func fakeQEMU(args []string) error {
 	}
 	if wrong == "stuck" {
 		signal.Ignore(syscall.SIGTERM)
-		select {}
+		time.Sleep(time.Hour)
 	}
 	ending(syscall.SIGTERM)
 	return nil

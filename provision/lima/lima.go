@@ -396,7 +396,7 @@ func removeEmpty(ctx context.Context, home string) error {
 		return nil
 	}
 	if len(foreign(home)) > 0 {
-		return os.RemoveAll(filepath.Join(home, ownDir))
+		return errors.Join(os.RemoveAll(filepath.Join(home, tempDir)), os.RemoveAll(filepath.Join(home, ownDir)))
 	}
 	if err := kill(ctx, home, func(process) bool { return true }); err != nil {
 		return fmt.Errorf("remove bed %s: %w", filepath.Base(home), err)

@@ -26,8 +26,12 @@ import (
 //	<root>/<bed>/_bed/<node>.new     its instance while it is put together
 //	<root>/<bed>/_bed/<node>.log     what the last limactl said of it
 //	<root>/<bed>/<node>/             the instance: lima.yaml, disk, logs, pid files, sockets
+//	<root>/<bed>/_tmp                for what Lima makes and forgets when it is killed
 //	<root>/<bed>/_config, _networks  Lima's
-const ownDir = "_bed"
+const (
+	ownDir  = "_bed"
+	tempDir = "_tmp"
+)
 
 // bedRecord is what a bed's nodes share.
 type bedRecord struct {
@@ -187,7 +191,8 @@ func (d *Driver) makeHome(ctx context.Context, bedName string, u *account) (unlo
 		if err != nil {
 			return nil, err
 		}
-		if err := errors.Join(u.own(home), mkdir(filepath.Join(home, ownDir))); err != nil {
+		temp := filepath.Join(home, tempDir)
+		if err := errors.Join(u.own(home), mkdir(filepath.Join(home, ownDir)), mkdir(temp), u.own(temp)); err != nil {
 			unlock()
 			return nil, err
 		}

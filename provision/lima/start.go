@@ -202,8 +202,9 @@ func (d *Driver) launch(ctx context.Context, h host, home, node, said string, ti
 	}
 	defer log.Close()
 	cmd := h.command(home, h.limactl, "start", "--tty=false", "--timeout="+timeout.String(), node)
-	// Minutes, for the guest to ask for an address; Lima waits two by itself.
-	cmd.Env = append(cmd.Env, fmt.Sprintf("LIMA_USERNET_RESOLVE_IP_ADDRESS_TIMEOUT=%d", int(timeout/time.Minute)+1))
+	cmd.Env = append(cmd.Env, "TMPDIR="+filepath.Join(home, tempDir),
+		// In minutes: for the guest to ask for an address, which Lima gives it two for.
+		fmt.Sprintf("LIMA_USERNET_RESOLVE_IP_ADDRESS_TIMEOUT=%d", int(timeout/time.Minute)+1))
 	cmd.Stdout, cmd.Stderr = log, log // a file: limactl outlives us if we are killed, and must not die of a broken pipe
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start limactl: %w", err)
