@@ -145,12 +145,17 @@ func writeJSON(path string, v any) error {
 	return os.Rename(tmp, path)
 }
 
-const lockPoll = 20 * time.Millisecond
+const (
+	lockPoll    = 20 * time.Millisecond
+	lockTimeout = 8 * launchTimeout // as many starts may be before one
+)
 
 // lock serialises what must not happen twice at once in a LIMA_HOME: making and removing it, and the beginning of a start, when Lima
 // makes its key pair and starts the bed's network. The lock is on the directory and ends with its holder. fs.ErrNotExist says that
 // there is none.
 func lock(ctx context.Context, home string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, fmt.Errorf("it was not done within %s", lockTimeout))
+	defer cancel()
 	for {
 		f, err := os.Open(home)
 		if err != nil {

@@ -19,7 +19,7 @@ import (
 )
 
 // launchTimeout bounds the part of a start that holds the bed's lock: the network, the key pair, the cloud-init disk, QEMU.
-const launchTimeout = time.Minute
+const launchTimeout = 2 * time.Minute
 
 // register makes the bed's LIMA_HOME and writes the bed and the node down. What there was of the node is removed.
 func (d *Driver) register(ctx context.Context, h host, m provision.Machine) (home string, n nodeRecord, err error) {
