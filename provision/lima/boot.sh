@@ -13,7 +13,7 @@ put() {
 	fi
 }
 
-{{- if .HostKey}}
+{{if .HostKey -}}
 put /etc/ssh/ssh_host_ed25519_key 600 << 'BEDFELLOW'
 {{.HostKey}}
 BEDFELLOW

@@ -119,7 +119,7 @@ func (d *Driver) Fit(ctx context.Context, machines []provision.Machine) []bed.Pr
 	if len(machines) > maxNodes {
 		add("nodes", strconv.Itoa(len(machines)), fmt.Sprintf("is more than the %d nodes this driver's network holds", maxNodes), "ask for fewer")
 	}
-	image := filepath.Join(machines[0].Image, provision.DiskFile)
+	image := filepath.Join(machines[0].Image, bed.DiskFile)
 	if a, err := lookupAccount(d.account); err == nil && a != nil && exists(image) {
 		if _, err := run(ctx, host{account: a}.command("/", "test", "-r", image)); err != nil {
 			add("image", machines[0].Image, fmt.Sprintf("cannot be read by %s, who runs Lima", a), "let everybody read it and enter what leads there: chmod a+rX …")
