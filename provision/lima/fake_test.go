@@ -114,12 +114,12 @@ func fakeStart(home string, args []string) error {
 	if err != nil {
 		return err
 	}
-	say("info", "Using the existing instance `%s`", node)
 	if i.Status == "Running" {
 		say("info", "The instance `%s` is already running.", node)
 		return nil
 	}
 	wrong := takeFault(node)
+	say("info", "Using the existing instance `%s`", node)
 	if wrong == "fail" {
 		return errors.New("no space left on device")
 	}

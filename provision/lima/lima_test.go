@@ -185,7 +185,10 @@ func TestKilledMaker(t *testing.T) {
 				cmd.Stdin = bytes.NewReader(data)
 				require.NoError(t, cmd.Start())
 				sign := map[string]string{"hang": "_bed/conf-01.log", "deaf": "conf-01/qemu.pid"}[wrong]
-				assert.Eventually(t, func() bool { return exists(filepath.Join(h.home(), sign)) }, 10*time.Second, time.Millisecond)
+				assert.Eventually(t, func() bool {
+					data, _ := os.ReadFile(filepath.Join(h.home(), sign))
+					return len(data) > 0
+				}, 10*time.Second, time.Millisecond)
 				require.NoError(t, cmd.Process.Kill())
 				_ = cmd.Wait()
 				st, err := h.driver().Read(t.Context(), m.Name)
