@@ -6,6 +6,8 @@ DRIVER ?= nspawn
 limastacks := lima lima-ci star-trek
 # No C compiler is needed.
 export CGO_ENABLED := 0
+# What is built here comes first: tests find limactl by it.
+export PATH := $(CURDIR)/bin:$(PATH)
 
 .PHONY: tools quickstart lima test e2e e2e-full soak bench lint destroy schema
 
@@ -36,6 +38,7 @@ e2e:
 e2e-full:
 	@$(MAKE) --no-print-directory tools DRIVER=$(if $(filter $(limastacks),$(STACK)),lima,$(DRIVER))
 	go test -timeout 240m -v ./e2e -args -stack $(STACK) -full
+	BEDFELLOW_LIMA_IMAGE=$$(bin/bed image build debian-13 --format vm | cut -d' ' -f3) go test -timeout 180m -v ./provision/lima -run Real
 
 # Fifty kills at random moments; KILLS and SEED replay a run. SOAK=lima-ci KILLS=20 does it to virtual machines.
 SOAK ?= quickstart
