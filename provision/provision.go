@@ -64,6 +64,8 @@ type Info struct {
 	Image bed.ImageFormat
 	// RootlessKubernetes can run in these machines on this host.
 	RootlessKubernetes bool
+	// Emulated machines take some fifteen times as long for everything as this host would: every time-out is longer.
+	Emulated bool
 	// DiskLimit tells whether a machine's disk size can be set.
 	DiskLimit bool
 	// Concurrency is how many machines may be made at once.

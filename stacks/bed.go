@@ -76,6 +76,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		return nil, err
 	}
 	on := d.Info()
+	args.Slow = args.Slow || on.Emulated
 	if args.State == "" {
 		if args.State, err = stateURL(); err != nil {
 			return nil, err

@@ -55,6 +55,9 @@ func (a *app) run() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if s.Inventory.WorkloadManager == "" {
+				return bed.Problems{{Key: "stack", Value: w.Stack, Host: true, Reason: "its last `bed up` ended before the nodes were configured", Remedy: "`bed up -s " + w.Stack + "` finishes the bed"}}
+			}
 			dir, summary, err := scenarios.Run(c.Context(), scenarios.Options{
 				Inventory: s.Inventory, PrivateKey: s.PrivateKey, Stack: a.stack, Scenario: args[0], Repeats: repeats, Seed: seed,
 				Params: given, ResultsRoot: filepath.Join(w.Root, resultsDir),

@@ -41,6 +41,7 @@ type Run struct {
 	KnownHosts []byte // the only host keys that are accepted; without it no ssh connection is
 
 	Tags    []string
+	Slow    bool       // emulated nodes: they take longer to answer
 	Forks   int        // nodes worked on side by side; 0 is one per CPU, at least 5
 	WorkDir string     // where the private directory is made; empty for the system's
 	Prefix  []string   // put before ansible-playbook, such as an unshare command
@@ -184,7 +185,7 @@ func (r Run) write(dir *private) error {
 		"vars.json":             extra,
 		"id":                    r.PrivateKey,
 		"known_hosts":           r.KnownHosts,
-		"ansible.cfg":           []byte(config(dir.path, forks)),
+		"ansible.cfg":           []byte(config(dir.path, forks, r.Slow)),
 		"callback/bedfellow.py": callback,
 	} {
 		if err := dir.write(name, content); err != nil {
@@ -201,14 +202,18 @@ func (r Run) write(dir *private) error {
 
 // config is Ansible's configuration for a run. Only the host keys that were given are accepted, and no key but the one given,
 // no agent and no configuration of the user's takes part.
-func config(dir string, forks int) string {
+func config(dir string, forks int, slow bool) string {
+	connect, alive := 10, 5 // seconds
+	if slow {
+		connect, alive = 60, 30
+	}
 	ssh := []string{
 		"-F", "/dev/null", "-i", dir + "/id",
 		"-o", "UserKnownHostsFile=" + dir + "/known_hosts", "-o", "GlobalKnownHostsFile=/dev/null",
 		"-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "CheckHostIP=no",
 		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "PreferredAuthentications=publickey",
 		"-o", "ControlMaster=auto", "-o", "ControlPersist=30s",
-		"-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR",
+		"-o", fmt.Sprintf("ConnectTimeout=%d", connect), "-o", fmt.Sprintf("ServerAliveInterval=%d", alive), "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR",
 	}
 	return fmt.Sprintf(`[defaults]
 forks = %d
@@ -221,7 +226,7 @@ callback_plugins = %[2]s/callback
 stdout_callback = bedfellow
 retry_files_enabled = False
 deprecation_warnings = False
-timeout = 15
+timeout = %[4]d
 [ssh_connection]
 pipelining = True
 transfer_method = piped
@@ -230,7 +235,7 @@ control_path_dir = %[2]s/cp
 ssh_args = %[3]s
 [connection]
 pipelining = True
-`, forks, dir, strings.Join(ssh, " "))
+`, forks, dir, strings.Join(ssh, " "), 3*alive)
 }
 
 // env is all of Ansible's environment: nothing of the caller's leaks into a run but where programs are, how to get out, and the

@@ -52,7 +52,7 @@ func TestParseInventoryRefuses(t *testing.T) {
 		`the bed's name "B!"`:                 func(inv *bed.Inventory) { inv.Bed = "B!" },
 		"no id or no driver":                  func(inv *bed.Inventory) { inv.Driver = "" },
 		"no user to log in as":                func(inv *bed.Inventory) { inv.User = "bed\nProxyCommand x" },
-		"names no image or no workload":      func(inv *bed.Inventory) { inv.WorkloadManager = "" },
+		"names no image or no workload":       func(inv *bed.Inventory) { inv.WorkloadManager = "" },
 		"has 0 nodes":                         func(inv *bed.Inventory) { inv.Nodes = nil },
 		"has 5001 nodes":                      func(inv *bed.Inventory) { inv.Nodes = make([]bed.InventoryNode, 5001) },
 		"2 control and 1 compute":             node(func(n *bed.InventoryNode) { n.Role = bed.Control }),

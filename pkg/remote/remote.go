@@ -58,7 +58,11 @@ type Client struct {
 	conn   *ssh.Client
 }
 
-const dialTimeout = 5 * time.Second
+// Within connectTimeout somebody listens; within loginTimeout an emulated machine too has done its part of the key exchange.
+const (
+	connectTimeout = 5 * time.Second
+	loginTimeout   = 40 * time.Second
+)
 
 // Dial connects and logs in.
 func Dial(ctx context.Context, t Target) (*Client, error) {
@@ -74,9 +78,9 @@ func dial(ctx context.Context, t Target, auth ...ssh.AuthMethod) (*ssh.Client, e
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
 	defer cancel()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", t.addr())
+	raw, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", t.addr())
 	if err != nil {
 		return nil, fmt.Errorf("connect to node %s: %w", t.Name, err)
 	}

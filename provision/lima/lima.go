@@ -83,6 +83,7 @@ func (d *Driver) Info() provision.Info {
 	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout+probeTimeout)
 	defer cancel()
 	if h, err := d.openHost(ctx); err == nil && !h.accel.KVM {
+		info.Emulated = true
 		info.Concurrency = runtime.NumCPU() // each booting guest keeps one busy
 	}
 	return info

@@ -119,6 +119,10 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	for _, n := range args.Inventory.Nodes {
 		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
 	}
+	vars := map[string]any{"bed_munge_key": args.MungeKey}
+	if args.Slow {
+		vars["slurm_wait_seconds"] = 600
+	}
 	enter := "bed ssh %s"
 	if stack := os.Getenv(StackEnv); stack != "" {
 		enter += " -s " + stack
@@ -126,7 +130,7 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	result, err := ansible.Run{
 		Enter:     enter,
 		Playbooks: playbooks.FS, Playbook: "site.yml", Inventory: ansibleInventory(args),
-		ExtraVars:  map[string]any{"bed_munge_key": args.MungeKey},
+		ExtraVars: vars, Slow: args.Slow,
 		PrivateKey: []byte(args.PrivateKey), KnownHosts: known.Bytes(), Forks: min(max(len(args.Inventory.Nodes), 5), 50),
 	}.Do(ctx)
 	state.Changed = result.Changed

@@ -260,7 +260,7 @@ func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, s
 		return m
 	}
 	timeout := askTimeout
-	if args.Slow {
+	if args.Slow || d.Info().Emulated {
 		timeout *= 6
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)

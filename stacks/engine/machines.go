@@ -24,6 +24,10 @@ func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error)
 	if err != nil {
 		return nil, err
 	}
+	patience := 5 * time.Second
+	if d.Info().Emulated {
+		patience *= 6
+	}
 	found := make([]Machine, len(s.Inventory.Nodes))
 	err = remote.Each(ctx, s.Inventory.Nodes, max(d.Info().Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
 		st, err := d.Read(ctx, n.Name)
@@ -36,9 +40,9 @@ func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error)
 		}
 		found[i] = Machine{Name: n.Name, State: string(st.State), Detail: st.Detail}
 		if st.State == provision.Running && d.Info().SSH {
-			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			ctx, cancel := context.WithTimeout(ctx, patience)
 			defer cancel()
-			if err := remote.Answers(ctx, remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, HostKey: n.HostKey}); err != nil {
+			if err := remote.Answers(ctx, remote.Target{Name: n.Name, Address: st.Address, Port: st.Port, HostKey: n.HostKey}); err != nil {
 				found[i].State, found[i].Detail = "unreachable", err.Error()
 			}
 		}
