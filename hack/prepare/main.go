@@ -123,6 +123,9 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 				"-ldflags", "-X github.com/lima-vm/lima/v2/pkg/version.Version="+limaVersion, "-o", "../../bin/limactl", "github.com/lima-vm/lima/v2/cmd/limactl"); err != nil {
 				return err
 			}
+			if err := forAccount(); err != nil {
+				return err
+			}
 		}
 		if have := installed(ctx); newEnough(have, pulumi) {
 			progress.Note(ctx, "Pulumi %s is installed", have)
@@ -170,6 +173,24 @@ func account(ctx context.Context) error {
 		args = append(args, "--groups", "kvm")
 	}
 	return command(ctx, "make the user "+lima.Account, nil, "useradd", append(args, lima.Account)...)
+}
+
+// forAccount copies limactl to where the user that Lima runs as can enter, which the checkout may be not.
+func forAccount() error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	data, err := os.ReadFile("bin/limactl")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(lima.SystemLimactl), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(lima.SystemLimactl+".part", data, 0o755); err != nil {
+		return err
+	}
+	return os.Rename(lima.SystemLimactl+".part", lima.SystemLimactl)
 }
 
 // mayInstall asks, unless CI=true or YES=1 answers. Only Debian's packages are known to us.

@@ -140,8 +140,16 @@ func run(ctx context.Context, cmd *exec.Cmd) (string, error) {
 
 func killGroup(cmd *exec.Cmd) { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 
-// findLimactl looks on the PATH and beside this executable, where `make tools` puts it.
+// SystemLimactl is where `make tools` puts limactl as root: the user that Lima runs as need not be able to enter the checkout.
+const SystemLimactl = "/var/lib/bedfellow/bin/limactl"
+
+// findLimactl looks where `make tools` puts it as root, on the PATH, and beside this executable.
 func findLimactl() (string, error) {
+	if os.Geteuid() == 0 {
+		if path, err := exec.LookPath(SystemLimactl); err == nil {
+			return path, nil
+		}
+	}
 	path, err := exec.LookPath("limactl")
 	if err == nil {
 		return filepath.Abs(path)

@@ -204,7 +204,9 @@ func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine)
 		return state, err
 	}
 	var gone []string
+	was := map[string]provision.Status{}
 	for _, st := range standing {
+		was[st.Name] = st
 		if !wanted[st.Name] && st.Owner.Same(state.Owner) {
 			gone = append(gone, st.Name)
 		}
@@ -220,7 +222,11 @@ func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine)
 	failures := make([]error, len(list))
 	step := progress.Start(ctx, "machines of %s", state.Owner.Bed)
 	_ = remote.Each(ctx, list, limit, func(ctx context.Context, i int, m provision.Machine) error {
-		st, err := d.Create(ctx, m)
+		make := d.Create
+		if st, stands := was[m.Name]; stands && st.Owner == m.Owner && st.Digest != m.Digest() {
+			make = d.Update // in place, where the driver can
+		}
+		st, err := make(ctx, m)
 		if err != nil {
 			failures[i] = err
 			st = provision.Status{Name: m.Name, State: missing, Detail: err.Error()}
