@@ -35,8 +35,8 @@ const stack = "quickstart"
 type report struct {
 	Machine machine   `json:"machine"`
 	Time    time.Time `json:"time"`
-	Runs    int       `json:"runs"` // of every command; what is told is their median
-	Cases   []sizes   `json:"cases"`
+	Runs    int       `json:"runs"` // of every command; medians of them
+	Cases   []sizes   `json:"cases"` // as far as it got
 }
 
 type machine struct {
@@ -89,7 +89,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, runs int, wanted map[string]string) error {
+func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 	b, err := newBench()
 	if err != nil {
 		return err
@@ -102,6 +102,12 @@ func run(ctx context.Context, runs int, wanted map[string]string) error {
 		}
 	}
 	r := report{Machine: thisMachine(), Time: time.Now().UTC().Truncate(time.Second), Runs: runs}
+	defer func() { // what was measured is told, whatever follows
+		r.Machine.LoadAfter = load()
+		e := json.NewEncoder(os.Stdout)
+		e.SetIndent("", "  ")
+		err = errors.Join(err, e.Encode(r))
+	}()
 	for _, driver := range []string{"nspawn", "sim"} {
 		for _, text := range strings.FieldsFunc(wanted[driver], func(c rune) bool { return c == ',' }) {
 			nodes, err := strconv.Atoi(text)
@@ -121,10 +127,7 @@ func run(ctx context.Context, runs int, wanted map[string]string) error {
 			r.Cases = append(r.Cases, s)
 		}
 	}
-	r.Machine.LoadAfter = load()
-	e := json.NewEncoder(os.Stdout)
-	e.SetIndent("", "  ")
-	return e.Encode(r)
+	return nil
 }
 
 // bench is a folder that is to bed what a clone is.

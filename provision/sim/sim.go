@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sort"
 	"sync"
@@ -173,16 +174,21 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (provision.Sta
 	if ok && old.State == provision.Running && old.Owner == m.Owner && old.Digest == m.Digest() {
 		return old, nil
 	}
-	address := fmt.Sprintf("192.0.2.%d", m.Index%254+1)
+	at := address(m.Index + 1)
 	st := provision.Status{
 		Name: m.Name, Owner: m.Owner, State: provision.Running, Digest: m.Digest(), HostPublicKey: m.HostPublicKey,
-		Address: address, Port: 22, BedAddress: address, Incarnation: rand.Text(), Expires: m.Expires,
+		Address: at, Port: 22, BedAddress: at, Incarnation: rand.Text(), Expires: m.Expires,
 	}
 	if f.Half {
 		st.State, st.Detail = provision.Broken, "half made"
 		return provision.Status{}, errors.Join(fmt.Errorf("create node %s: half made on request", m.Name), d.record(entry{Name: m.Name, Status: &st}))
 	}
 	return st, d.record(entry{Name: m.Name, Status: &st})
+}
+
+// address is one of 198.18.0.0/15, which is for measuring and nobody's; no two indices below 131072 have the same.
+func address(index int) string {
+	return netip.AddrFrom4([4]byte{198, byte(18 + index>>16&1), byte(index >> 8), byte(index)}).String()
 }
 
 // Read tells how the machine is.

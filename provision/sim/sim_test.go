@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivertest"
 	"github.com/bedfellow/bedfellow/provision/sim"
@@ -47,4 +48,16 @@ func TestFaults(t *testing.T) {
 	st, err = d.Create(t.Context(), m)
 	require.NoError(t, err)
 	require.Equal(t, provision.Running, st.State)
+}
+
+func TestEveryMachineHasAnAddressOfItsOwn(t *testing.T) {
+	d, err := sim.Open("")
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for i := range bed.MaxNodes {
+		st, err := d.Create(t.Context(), provision.Machine{Name: bed.NodeName("x", i), Index: i, Owner: provision.Owner{Bed: "x"}})
+		require.NoError(t, err)
+		require.False(t, seen[st.Address], st.Address)
+		seen[st.Address] = true
+	}
 }
