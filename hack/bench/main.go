@@ -35,7 +35,7 @@ const stack = "quickstart"
 type report struct {
 	Machine machine   `json:"machine"`
 	Time    time.Time `json:"time"`
-	Runs    int       `json:"runs"` // of every command; medians of them
+	Runs    int       `json:"runs"`  // of every command; medians of them
 	Cases   []sizes   `json:"cases"` // as far as it got
 }
 
@@ -217,7 +217,6 @@ func (b bench) command(ctx context.Context, args ...string) (m measurement, err 
 	if err != nil {
 		return m, fmt.Errorf("bed %s: %w; it said:\n%s", strings.Join(args, " "), err, said.String())
 	}
-	m.peaks["bed"] = int(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10)
 	m.ours, err = busy(calls)
 	return m, err
 }
@@ -228,7 +227,7 @@ func (p peaks) look(calls string) {
 	for _, dir := range dirs {
 		exe, err := os.Readlink(dir + "/exe")
 		name := filepath.Base(exe)
-		if err != nil || name != "pulumi" && name != "pulumi-resource-bedfellow" {
+		if err != nil || !slices.Contains([]string{"bed", "pulumi", "pulumi-resource-bedfellow"}, name) {
 			continue
 		}
 		environ, _ := os.ReadFile(dir + "/environ")
