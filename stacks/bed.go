@@ -58,7 +58,7 @@ func (b *Bed) Annotate(a infer.Annotator) {
 // Annotate describes the inputs in the schema.
 func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Name, "Unique on a host; begins the nodes' names.")
-	a.Describe(&b.Driver, "Who makes the machines: nspawn, sim.")
+	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, sim.")
 	a.Describe(&b.Image, "What is on their disks, such as debian-12.")
 	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
 	a.Describe(&b.WorkloadManager, "slurm")

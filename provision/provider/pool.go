@@ -89,7 +89,7 @@ func (r *Pool) Annotate(a infer.Annotator) {
 
 // Annotate describes the inputs in the schema.
 func (r *PoolArgs) Annotate(a infer.Annotator) {
-	a.Describe(&r.Driver, "Who makes the machines: nspawn, sim.")
+	a.Describe(&r.Driver, "Who makes the machines: nspawn, lima, sim.")
 	a.Describe(&r.Owner, "The mark on everything the pool makes.")
 	a.Describe(&r.Nodes, "The machines, in order.")
 	a.Describe(&r.Image, "Path of the image they boot from.")
