@@ -33,6 +33,8 @@ var written = map[string]string{
 	"etc/hostname":    "localhost\n",
 	"etc/hosts":       "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
 	"etc/resolv.conf": "",
+	// No older than /usr: what systemd does at the first boot after an update was done by the packages.
+	"etc/.updated": "", "var/.updated": "",
 }
 
 // clean takes out of a tree what no image may hold and what differs from bake to bake, and sets younger times to epoch.

@@ -35,7 +35,7 @@ const (
 	rootStart         = efiStart + efiSize
 	tailSize          = 1 << 20 / sector // for the second partition table
 
-	commandLine = "root=LABEL=" + rootLabel + " rw console=tty0 console=ttyS0,115200"
+	commandLine = "root=LABEL=" + rootLabel + " rw quiet console=tty0 console=ttyS0,115200"
 )
 
 // bootable readies a tree for the disk it will be on: an initial RAM disk that is the same in every bake, what the boot loader
