@@ -26,6 +26,9 @@ func (p place) inside(t *testing.T) {
 	if inv.SharedKernel {
 		t.Skip("its nodes are no hosts: they run on this one's kernel, on which `make test` runs the suite")
 	}
+	if !*fullFlag {
+		t.Skip("boots a dozen containers inside an emulated machine; `make e2e-full` does")
+	}
 	store, err := images.Open("")
 	require.NoError(t, err)
 	img, kept, err := store.Get(t.Context(), images.Request{Definition: "debian-12"})

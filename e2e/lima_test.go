@@ -53,21 +53,7 @@ func (p place) machines(t *testing.T) {
 	last := len(inv.Nodes) - 1
 	assert.Equal(t, len(inv.Nodes), strings.Count(p.limactl(t, "list", "--format", "{{.Name}} {{.Status}}"), "Running"), "a person sees them with limactl list")
 
-	t.Run("larger, in place", func(t *testing.T) {
-		grown, _ := p.up(t, "memory=1152MiB", "disk=21GiB")
-		assert.Equal(t, incarnations(inv), incarnations(grown))
-		for name, m := range p.states(t) {
-			assert.Equal(t, "running", m.State, "%s: %s", name, m.Detail)
-		}
-		for i, n := range grown.Nodes {
-			assert.Equal(t, 1152, n.MemoryMiB)
-			assert.Equal(t, fmt.Sprint(21<<30), p.must(t, grown, i, "lsblk -bdno SIZE /dev/vda"), "disk of %s", n.Name)
-			assert.Equal(t, "yes", p.must(t, grown, i, "[ $(df --output=size -k / | tail -1) -gt 19000000 ] && echo yes"), "file system of %s", n.Name)
-		}
-		p.computes(t, grown)
-		inv = grown
-	})
-	t.Run("all stopped, as by a restart of the host", func(t *testing.T) {
+	t.Run("all stopped, as by a restart of the host, and wanted larger", func(t *testing.T) {
 		home := filepath.Join(limaRoot(t), p.bed)
 		for range 5 { // a process may start another meanwhile
 			for killAny(t, func(_, _, environ string) bool { return strings.Contains(environ, "LIMA_HOME="+home) }) {
@@ -76,8 +62,16 @@ func (p place) machines(t *testing.T) {
 		for name, m := range p.states(t) {
 			assert.NotEqual(t, "running", m.State, name)
 		}
-		back, _ := p.up(t)
+		back, _ := p.up(t, "memory=1152MiB", "disk=21GiB")
 		assert.Equal(t, incarnations(inv), incarnations(back), "they come back with the disks they had")
+		for name, m := range p.states(t) {
+			assert.Equal(t, "running", m.State, "%s: %s", name, m.Detail)
+		}
+		for i, n := range back.Nodes {
+			assert.Equal(t, 1152, n.MemoryMiB)
+			assert.Equal(t, fmt.Sprint(21<<30), p.must(t, back, i, "lsblk -bdno SIZE /dev/vda"), "disk of %s", n.Name)
+			assert.Equal(t, "yes", p.must(t, back, i, "[ $(df --output=size -k / | tail -1) -gt 19000000 ] && echo yes"), "file system of %s", n.Name)
+		}
 		p.computes(t, back)
 		inv = back
 	})
