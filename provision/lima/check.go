@@ -48,7 +48,7 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 			"make it: useradd --system --create-home --home-dir /var/lib/bedfellow/lima --shell /usr/sbin/nologin "+d.account+" (`make tools DRIVER=lima` does)")
 		return problems
 	}
-	limactl, err := findLimactl()
+	limactl, err := findLimactl(d.root)
 	if err != nil {
 		add("the command limactl is missing", "build it: make tools DRIVER=lima; or install Lima 2 (https://lima-vm.io)")
 		return problems

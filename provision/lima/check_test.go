@@ -185,3 +185,21 @@ func TestProbeIsKept(t *testing.T) {
 		assert.False(t, kvm)
 	}
 }
+
+func TestOthersMayRun(t *testing.T) {
+	dir := t.TempDir()
+	for at := dir; at != filepath.Dir(at) && at != os.TempDir(); at = filepath.Dir(at) {
+		require.NoError(t, os.Chmod(at, 0o755))
+	}
+	inner := filepath.Join(dir, "inner")
+	require.NoError(t, os.Mkdir(inner, 0o755))
+	program := filepath.Join(inner, "program")
+	require.NoError(t, os.WriteFile(program, nil, 0o755))
+	assert.True(t, lima.OthersMayRun(program))
+	require.NoError(t, os.Chmod(inner, 0o700))
+	assert.False(t, lima.OthersMayRun(program), "a directory that others may not enter")
+	require.NoError(t, os.Chmod(inner, 0o755))
+	require.NoError(t, os.Chmod(program, 0o750))
+	assert.False(t, lima.OthersMayRun(program))
+	assert.False(t, lima.OthersMayRun(filepath.Join(dir, "nothing")))
+}

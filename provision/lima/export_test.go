@@ -50,8 +50,9 @@ func (d *Driver) Limactl(t *testing.T, home string, args ...string) (said string
 
 // What tests look at from outside.
 var (
-	Arch       = limaArch
-	Render     = render
-	RenderBoot = renderBoot
-	RunGuest   = runGuest
+	Arch         = limaArch
+	Render       = render
+	RenderBoot   = renderBoot
+	RunGuest     = runGuest
+	OthersMayRun = othersMayRun
 )

@@ -140,26 +140,56 @@ func run(ctx context.Context, cmd *exec.Cmd) (string, error) {
 
 func killGroup(cmd *exec.Cmd) { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 
-// SystemLimactl is where `make tools` puts limactl as root: the user that Lima runs as need not be able to enter the checkout.
+// SystemLimactl is where `make tools` puts limactl as root, beside the default root of beds: the user that Lima runs as need not be
+// able to enter the checkout.
 const SystemLimactl = "/var/lib/bedfellow/bin/limactl"
 
-// findLimactl looks where `make tools` puts it as root, on the PATH, and beside this executable.
-func findLimactl() (string, error) {
-	if os.Geteuid() == 0 {
-		if path, err := exec.LookPath(SystemLimactl); err == nil {
+// findLimactl looks on the PATH, beside this executable, and where `make tools` puts it as root. As root, one that others may not run
+// counts only when there is no other.
+func findLimactl(root string) (string, error) {
+	candidates := []string{"limactl"}
+	if self, err := os.Executable(); err == nil {
+		candidates = append(candidates, filepath.Join(filepath.Dir(self), "limactl"))
+	}
+	var found []string
+	var first error
+	for _, name := range append(candidates, filepath.Join(filepath.Dir(root), "bin/limactl")) {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			path, err = filepath.Abs(path)
+		}
+		if err == nil {
+			found = append(found, path)
+		} else if first == nil {
+			first = err
+		}
+	}
+	if len(found) == 0 {
+		return "", first
+	}
+	for _, path := range found {
+		if os.Geteuid() != 0 || othersMayRun(path) {
 			return path, nil
 		}
 	}
-	path, err := exec.LookPath("limactl")
-	if err == nil {
-		return filepath.Abs(path)
+	return found[0], nil
+}
+
+// othersMayRun tells whether a user who owns nothing on the way to a program, and is in no group of it, may run it.
+func othersMayRun(path string) bool {
+	path = resolved(path)
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm()&0o005 != 0o005 {
+		return false
 	}
-	if self, errSelf := os.Executable(); errSelf == nil {
-		if path, errSelf := exec.LookPath(filepath.Join(filepath.Dir(self), "limactl")); errSelf == nil {
-			return path, nil
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err != nil || info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			return true
 		}
 	}
-	return "", err
 }
 
 // limaVersion asks limactl itself, as whom it will run, in the directory where it will work.
@@ -195,7 +225,7 @@ func (d *Driver) openHost(ctx context.Context) (host, error) {
 	if err != nil {
 		return host{}, fmt.Errorf("lima cannot run as root, and the user to run it as is not there: %w (`make tools` makes it)", err)
 	}
-	limactl, err := findLimactl()
+	limactl, err := findLimactl(d.root)
 	if err != nil {
 		return host{}, fmt.Errorf("%w (`make tools DRIVER=lima` builds it; `bed doctor --driver lima` says what else is missing)", err)
 	}

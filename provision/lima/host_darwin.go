@@ -34,7 +34,7 @@ func forceDelete(ctx context.Context, home, node string) error {
 	if _, err := os.Stat(filepath.Join(instance(home, node), "lima.yaml")); errors.Is(err, fs.ErrNotExist) {
 		return nil // limactl refuses to delete half an instance
 	}
-	limactl, err := findLimactl()
+	limactl, err := findLimactl(filepath.Dir(home))
 	if err != nil {
 		return err
 	}
