@@ -40,7 +40,7 @@ func (e *fakeEngine) NewResource(args pulumi.MockResourceArgs) (string, resource
 		out["hostKeys"] = resource.MakeSecret(resource.NewProperty(resource.PropertyMap{}))
 		out["userPrivateKey"], out["mungeKey"] = resource.MakeSecret(resource.NewProperty("the user's key")), resource.MakeSecret(resource.NewProperty("the munge key"))
 	case "bedfellow:index:Image":
-		out["digest"], out["tree"] = resource.NewProperty("sha256:1"), resource.NewProperty("/images/1/tree")
+		out["digest"], out["path"] = resource.NewProperty("sha256:1"), resource.NewProperty("/images/1/tree")
 	case "bedfellow:index:Pool":
 		var machines []resource.PropertyValue
 		for i, node := range args.Inputs["nodes"].ArrayValue() {
