@@ -20,7 +20,7 @@ import (
 
 // sourceFile is a file of a source package as the archive's signed index has it.
 // The digest is in apt's form, SHA512:… or SHA256:….
-type sourceFile struct{ uri, name, digest string }
+type sourceFile struct{ name, digest string }
 
 // sources puts the files of an artifact's source package into the tree it is built in: kept ones, else fetched ones, which it
 // keeps. All are held against the archive's signed index. A replay has those of the first bake.
@@ -60,8 +60,9 @@ func (b *bakery) sources(ctx context.Context, tree string, a *Artifact) error {
 			return err
 		}
 	}
+	// Each on its own: what the server has is fetched, whatever it lacks.
 	if _, failed := apt(`exec apt-get source -qq --download-only "$1"`, name+"="+version); failed != nil {
-		if err := b.elsewhere(apt, dir, name, version, files); err != nil {
+		if err := describe(apt, dir, name, version, files); err != nil {
 			return errors.Join(failed, err)
 		}
 	}
@@ -75,17 +76,17 @@ func (b *bakery) sources(ctx context.Context, tree string, a *Artifact) error {
 	return nil
 }
 
-var uriLine = regexp.MustCompile(`^'([^']+)' (\S+) [0-9]+ (SHA512:[0-9a-f]{128}|SHA256:[0-9a-f]{64})$`)
+var uriLine = regexp.MustCompile(`^'[^']+' (\S+) [0-9]+ (SHA512:[0-9a-f]{128}|SHA256:[0-9a-f]{64})$`)
 
 // parseURIs reads what apt-get --print-uris prints.
 func parseURIs(text string) ([]sourceFile, error) {
 	var files []sourceFile
 	for line := range strings.Lines(text) {
 		m := uriLine.FindStringSubmatch(strings.TrimSpace(line))
-		if m == nil || m[2] != path.Base(m[2]) {
+		if m == nil || m[1] != path.Base(m[1]) {
 			return nil, fmt.Errorf("it said %q, which names no file with its digest", line)
 		}
-		files = append(files, sourceFile{uri: m[1], name: m[2], digest: m[3]})
+		files = append(files, sourceFile{name: m[1], digest: m[2]})
 	}
 	if len(files) == 0 {
 		return nil, errors.New("it named no files")
@@ -109,35 +110,25 @@ func (b *bakery) linkKept(f sourceFile, to string) error {
 	return nil
 }
 
-// elsewhere gets what an archive's server does not have although its index does: a description (.dsc) is written from the signed
-// index, which says the same, and other files come from Debian's pool, where most of Ubuntu's source packages are from. The index
-// tells whether they are the ones.
-func (b *bakery) elsewhere(apt func(string, ...string) (string, error), dir, name, version string, files []sourceFile) error {
+// describe writes what an archive's server does not have although its index does, where that can be: a source package's description
+// (.dsc) says what the signed index says. Other files may be kept from another distribution, which linkKept finds.
+func describe(apt func(string, ...string) (string, error), dir, name, version string, files []sourceFile) error {
 	for _, f := range files {
 		if exists(filepath.Join(dir, f.name)) {
 			continue
 		}
-		if path.Ext(f.name) == ".dsc" {
-			index, err := apt(`exec apt-cache showsrc --only-source "$1"`, name)
-			if err != nil {
-				return err
-			}
-			text, err := description(index, version)
-			if err != nil {
-				return fmt.Errorf("source package %s: %w", name, err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, f.name), []byte(text), 0o644); err != nil {
-				return err
-			}
-			continue
+		if path.Ext(f.name) != ".dsc" {
+			return fmt.Errorf("the archive's server does not have %s; distributions share source packages: one baked before from another archive may bring it, as in `bed image build debian-12`", f.name)
 		}
-		_, pool, found := strings.Cut(f.uri, "/pool/")
-		if !found {
-			return fmt.Errorf("%s is in no pool", f.uri)
+		index, err := apt(`exec apt-cache showsrc --only-source "$1"`, name)
+		if err != nil {
+			return err
 		}
-		_, pool, _ = strings.Cut(pool, "/") // main, universe
-		if _, err := apt(`exec /usr/lib/apt/apt-helper -qq download-file "$1" "$2" "$3"`,
-			"http://deb.debian.org/debian/pool/main/"+pool, f.name, f.digest); err != nil {
+		text, err := description(index, version)
+		if err != nil {
+			return fmt.Errorf("source package %s: %w", name, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, f.name), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
