@@ -110,7 +110,7 @@ func (a *app) report() *cobra.Command {
 	var out string
 	c := &cobra.Command{
 		Use: "report [DIR...]", Short: "Draw runs side by side on one self-contained page",
-		Long: "Draws runs side by side on one HTML page that needs no network. Without DIR it draws the newest run of each of the\nstack's scenarios; `-s` chooses the stack.",
+		Long: "Draws runs of one scenario side by side on one HTML page that needs no network. Without DIR it draws the newest run of\nthe stack; `-s` chooses the stack.",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -150,26 +150,19 @@ func (a *app) report() *cobra.Command {
 	return c
 }
 
-// newest finds the last run of each scenario of a stack; runs are named by their time.
+// newest finds the last run of a stack; runs are named by their time.
 func newest(dir string) ([]string, error) {
 	all, err := filepath.Glob(filepath.Join(dir, "*", "*", "run.json"))
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(all)
-	last := map[string]string{}
-	for _, path := range all {
-		last[filepath.Dir(filepath.Dir(path))] = filepath.Dir(path)
-	}
-	var dirs []string
-	for _, run := range last {
-		dirs = append(dirs, run)
-	}
-	slices.Sort(dirs)
-	if len(dirs) == 0 {
+	if len(all) == 0 {
 		return nil, bed.Problems{{Key: "DIR", Reason: "there are no runs under " + relative(dir), Remedy: "`bed run lammps` makes one", Host: true}}
 	}
-	return dirs, nil
+	last := slices.MaxFunc(all, func(a, b string) int {
+		return strings.Compare(filepath.Base(filepath.Dir(a)), filepath.Base(filepath.Dir(b)))
+	})
+	return []string{filepath.Dir(last)}, nil
 }
 
 func relative(path string) string {
