@@ -128,8 +128,10 @@ func (p place) strike(t *testing.T, c *process, victim string) bool {
 		return syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL) == nil
 	case "node":
 		return killAny(t, func(comm, line, environ string) bool {
-			return comm == "systemd-nspawn" && strings.Contains(line, "--machine="+p.bed+"-") ||
-				strings.HasPrefix(comm, "qemu-system") && strings.Contains(environ, "LIMA_HOME="+filepath.Join(limaRoot(t), p.bed))
+			if p.stack == "quickstart" {
+				return comm == "systemd-nspawn" && strings.Contains(line, "--machine="+p.bed+"-")
+			}
+			return strings.HasPrefix(comm, "qemu-system") && strings.Contains(environ, "LIMA_HOME="+filepath.Join(limaRoot(t), p.bed))
 		})
 	default:
 		return killAny(t, func(_, line, environ string) bool {
