@@ -41,7 +41,7 @@ func TestCensus(t *testing.T) {
 		"cgroup":           {"mkdir -p " + group, "rmdir " + group + "; rmdir " + filepath.Dir(group), "cgroup"},
 		"mount":            {"mount -t tmpfs e2e " + work(t, "home"), "umount " + work(t, "home"), "mount"},
 		"device and route": {"ip link add bfe2eleft type veth peer name bfe2epeer && ip addr add 10.255.255.1/24 dev bfe2eleft && ip link set bfe2eleft up", "ip link del bfe2eleft", "route"},
-		"namespace":        {"ip netns add bedfellow-e2e-left", "ip netns del bedfellow-e2e-left", "namespace"},
+		"namespace":        {"mkdir -p /run/netns && touch /run/netns/bedfellow-e2e-left && unshare --net=/run/netns/bedfellow-e2e-left true", "umount /run/netns/bedfellow-e2e-left; rm /run/netns/bedfellow-e2e-left", "namespace"},
 		"bed":              {"mkdir -p " + nspawn.DefaultRoot + "/e2e-left", "rmdir " + nspawn.DefaultRoot + "/e2e-left; rmdir " + nspawn.DefaultRoot, "bed"},
 		"nspawn's lock":    {"mkdir -p /run/systemd/nspawn/locks && touch /run/systemd/nspawn/locks/inode-1:2", "rm /run/systemd/nspawn/locks/inode-1:2", "nspawn"},
 		"temporary file":   {"mkdir -p " + tmp() + " && touch " + tmp() + "/left", "rm " + tmp() + "/left", "temporary"},
