@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision/provider"
@@ -38,6 +40,7 @@ func (a *app) command() *cobra.Command {
 				return bed.Problems{{Key: "--output", Value: a.output, Reason: "is not a form of output; there is text, json", Remedy: "write -o json"}}
 			}
 			cmd.SetContext(progress.With(cmd.Context(), a.sink()))
+			a.findLock()
 			return nil
 		},
 	}
@@ -46,7 +49,7 @@ func (a *app) command() *cobra.Command {
 	flags.StringVar(&a.dir, "dir", ".", "a folder in the clone")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(
-		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.sweep(),
+		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.lock(), a.sweep(),
 		a.run(), a.report(),
 	)
 	group(root)
@@ -105,6 +108,20 @@ func (a *app) close() {
 	if a.endProgress != nil {
 		a.endProgress()
 	}
+}
+
+// findLock has this command, and the engine's plugin under it, go by the lock that lies beside Pulumi.yaml, if one does.
+func (a *app) findLock() {
+	if root, err := engine.Find(a.dir); err == nil && os.Getenv(images.LockEnv) == "" {
+		if path := filepath.Join(root, images.LockFile); exists(path) {
+			_ = os.Setenv(images.LockEnv, path)
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func (a *app) stackFlag(c *cobra.Command) {
