@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/playbooks"
@@ -31,10 +29,21 @@ var (
 // needBytes is what a bake may take at its peak, artifacts and their compilers included.
 const needBytes = 3 << 30
 
-// tools are the programs a bake runs, each with the package that has it.
-var tools = []struct{ program, pkg string }{
+// Tool is a program that a bake runs, with the Debian package that has it.
+type Tool struct{ Program, Package string }
+
+// tools are those of every bake; diskTools come on top for a disk.
+var tools = []Tool{
 	{"mmdebstrap", "mmdebstrap"}, {"ansible-playbook", "ansible"}, {"unshare", "util-linux"}, {"mount", "mount"},
 	{"chroot", "coreutils"}, {"ip", "iproute2"},
+}
+
+// Tools lists what baking an image of a format needs on a host.
+func Tools(format bed.ImageFormat) []Tool {
+	if format == bed.VM {
+		return slices.Concat(tools, diskTools)
+	}
+	return slices.Clone(tools)
 }
 
 // bakery is one bake under way.
@@ -105,10 +114,12 @@ func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Im
 			err = errors.Join(s.explainSpace(err), removeTree(b.dir))
 		}
 	}()
-	if err := s.bake(ctx, b); err != nil {
-		return Image{}, err
+	if s.Elsewhere != nil && b.recipe.elsewhere() {
+		err = s.bakeElsewhere(ctx, b)
+	} else if err = s.bake(ctx, b); err == nil {
+		err = b.finish(ctx)
 	}
-	if err := b.finish(ctx); err != nil {
+	if err != nil {
 		return Image{}, err
 	}
 	return s.load(b.m.Key)
@@ -174,6 +185,11 @@ func (b *bakery) finish(ctx context.Context) error {
 			}
 		}
 	}
+	return b.place()
+}
+
+// place puts the image, which is whole in the bake's directory, under its key.
+func (b *bakery) place() error {
 	// The image must be on disk before its name is: a manifest of a tree that a power cut emptied would pass for an image.
 	syncFilesystem(b.dir)
 	// An image that does not load was moved to the same key by hand, or damaged: it makes room.
@@ -234,13 +250,9 @@ func (s *Store) bakeDir(key string) string { return filepath.Join(s.dir, "bake",
 // preflight says what is missing before anything is begun.
 func (s *Store) preflight(r recipe) error {
 	var missing, pkgs []string
-	wanted := tools
-	if r.format == bed.VM {
-		wanted = slices.Concat(tools, diskTools)
-	}
-	for _, t := range wanted {
-		if _, err := exec.LookPath(t.program); err != nil {
-			missing, pkgs = append(missing, t.program), append(pkgs, t.pkg)
+	for _, t := range Tools(r.format) {
+		if _, err := exec.LookPath(t.Program); err != nil {
+			missing, pkgs = append(missing, t.Program), append(pkgs, t.Package)
 		}
 	}
 	if _, err := s.keyring(r.def); err != nil { // other distributions do not install it
@@ -272,7 +284,7 @@ func (s *Store) free() (int64, string) {
 			where = fmt.Sprintf("the filesystem at %s (which holds %s)", lines[len(lines)-1], s.dir)
 		}
 	}
-	return int64(st.Bfree) * st.Bsize, where
+	return int64(st.Bfree) * int64(st.Bsize), where
 }
 
 // explainSpace adds to an error of a full filesystem which one it is. Programs tell of it in text only.
@@ -289,13 +301,6 @@ func notRoot(err error) error {
 		return fmt.Errorf("%w; run the command with sudo: %w", ErrNotRoot, err)
 	}
 	return err
-}
-
-func syncFilesystem(dir string) {
-	if f, err := os.Open(dir); err == nil {
-		_ = unix.Syncfs(int(f.Fd()))
-		f.Close()
-	}
 }
 
 // removeTree removes a tree. A process that is just being killed may still write, so it tries a few times.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,12 +111,9 @@ func clamp(tree string, epoch time.Time) error {
 	logs, docs := filepath.Join(tree, "var/log")+"/", filepath.Join(tree, "usr/share/doc")+"/"
 	var dirs []string
 	set := func(path string) error {
-		var st syscall.Stat_t
-		if err := syscall.Lstat(path, &st); err != nil {
+		info, err := os.Lstat(path)
+		if err != nil || info.ModTime().Unix() < epoch.Unix() {
 			return err
-		}
-		if st.Mtim.Sec < epoch.Unix() {
-			return nil
 		}
 		ts := unix.NsecToTimespec(epoch.UnixNano())
 		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)

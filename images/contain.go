@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/bedfellow/bedfellow/pkg/proc"
 )
 
 // A bake mounts and spawns only inside namespaces of its own, which the kernel takes down whole when the bake dies, however it
@@ -58,7 +60,7 @@ func (b *bakery) run(ctx context.Context, argv []string) (string, error) {
 	cmd.Stdout, cmd.Stderr = &out, said
 	cmd.Env = environment()
 	cmd.ExtraFiles = []*os.File{b.lock.File}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = proc.DieWithParent(&syscall.SysProcAttr{})
 	cmd.WaitDelay = 5 * time.Second
 	errc := make(chan error)
 	go func() {

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // entry is one path of a tree with all that the digest covers. Size and time are for the quick check.
@@ -46,14 +48,14 @@ func lstat(tree, rel string) (entry, error) {
 		return entry{}, err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	e := entry{Path: rel, Mode: st.Mode, UID: st.Uid, GID: st.Gid}
-	switch st.Mode & syscall.S_IFMT {
+	e := entry{Path: rel, Mode: uint32(st.Mode), UID: st.Uid, GID: st.Gid}
+	switch e.Mode & syscall.S_IFMT {
 	case syscall.S_IFREG:
-		e.Size, e.MTime = st.Size, st.Mtim.Nano()
+		e.Size, e.MTime = st.Size, info.ModTime().UnixNano()
 	case syscall.S_IFLNK:
 		e.Link, err = os.Readlink(path)
 	case syscall.S_IFBLK, syscall.S_IFCHR:
-		e.Device = st.Rdev
+		e.Device = uint64(st.Rdev)
 	}
 	return e, err
 }
@@ -145,7 +147,7 @@ func fileSum(path string) (string, error) {
 // xattrs are a path's extended attributes as one string. A filesystem without them has none.
 func xattrs(path string) (string, error) {
 	buf := make([]byte, 1<<16)
-	n, err := syscall.Listxattr(path, buf)
+	n, err := unix.Listxattr(path, buf)
 	if errors.Is(err, syscall.ENOTSUP) || n == 0 && err == nil {
 		return "", nil
 	}
@@ -156,7 +158,7 @@ func xattrs(path string) (string, error) {
 	slices.Sort(names)
 	var out []string
 	for _, name := range names {
-		n, err := syscall.Getxattr(path, name, buf)
+		n, err := unix.Getxattr(path, name, buf)
 		if err != nil {
 			return "", fmt.Errorf("attribute %s of %s: %w", name, path, err)
 		}

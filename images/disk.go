@@ -19,7 +19,7 @@ import (
 const kernelRole = "kernel"
 
 // diskTools are what making a disk runs on top of a bake's tools.
-var diskTools = []struct{ program, pkg string }{
+var diskTools = []Tool{
 	{"mke2fs", "e2fsprogs"}, {"sfdisk", "fdisk"}, {"mformat", "mtools"}, {"mcopy", "mtools"}, {"qemu-img", "qemu-utils"},
 }
 

@@ -24,8 +24,8 @@ func realStore(t *testing.T) *Store {
 		hosttest.Lacks(t, "root")
 	}
 	for _, tool := range tools {
-		if _, err := exec.LookPath(tool.program); err != nil {
-			hosttest.Lacks(t, tool.program)
+		if _, err := exec.LookPath(tool.Program); err != nil {
+			hosttest.Lacks(t, tool.Program)
 		}
 	}
 	if keyring := Definitions()[0].keyring(); !exists(keyring) {

@@ -11,6 +11,7 @@
 //	<key>/files           every path of the root tree with its digest, for Verify
 //	artifacts/            what roles build, by the key of everything that goes in
 //	keyrings/             archive keys of distributions that the host's does not know
+//	pinned/               what a lock names by digest
 //	packages/             all that bakes took from outside, by digest: packages, package lists, sources; also the next bake's cache
 //	bake/                 bakes under way; locks/ tells which of them are alive
 package images
@@ -23,6 +24,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -31,8 +33,15 @@ import (
 	"github.com/bedfellow/bedfellow/playbooks"
 )
 
-// DefaultDir is where images are kept unless the caller says otherwise.
-const DefaultDir = "/var/lib/bedfellow/images"
+// DefaultDir is where images are kept unless the caller says otherwise: on Linux where root bakes them for all, if that is there or
+// the caller is root; of the user otherwise.
+func DefaultDir() string {
+	const system = "/var/lib/bedfellow/images"
+	if home, err := os.UserHomeDir(); err == nil && os.Geteuid() != 0 && (runtime.GOOS != "linux" || !exists(system)) {
+		return filepath.Join(home, ".bedfellow/images")
+	}
+	return system
+}
 
 // ErrNotFound says that the store has no such image.
 var ErrNotFound = errors.New("no such image")
@@ -183,15 +192,17 @@ type Store struct {
 	// Mirror is the archive to fetch from instead of the tools' default; Open takes it from BEDFELLOW_MIRROR. It is no input of
 	// the key: packages are signed.
 	Mirror string
+	// Elsewhere, if set, bakes VM images where this host cannot: without mmdebstrap or root, as on macOS.
+	Elsewhere Elsewhere
 
 	dir  string
 	bake func(ctx context.Context, b *bakery) error // a test's stand-in
 }
 
-// Open opens the store in dir, or in DefaultDir when dir is empty. It makes nothing on disk.
+// Open opens the store in dir, or in DefaultDir() when dir is empty. It makes nothing on disk.
 func Open(dir string) (*Store, error) {
 	if dir == "" {
-		dir = DefaultDir
+		dir = DefaultDir()
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {

@@ -18,7 +18,7 @@ type Pruned struct {
 	Bakes     []string `json:"bakes"`     // half-made, of killed runs
 	Images    []string `json:"images"`    // whose manifest does not read
 	Artifacts []string `json:"artifacts"` // that no image's manifest names
-	Packages  []string `json:"packages"`  // likewise, with package lists and sources
+	Packages  []string `json:"packages"`  // likewise, with package lists, sources and all that a lock named
 	Bytes     int64    `json:"bytes"`     // that they took on disk
 }
 
@@ -75,7 +75,7 @@ func (s *Store) Prune(ctx context.Context) (p Pruned, err error) {
 	for _, kept := range []struct {
 		pattern string
 		list    *[]string
-	}{{"artifacts/*", &p.Artifacts}, {"packages/*/*", &p.Packages}} {
+	}{{"artifacts/*", &p.Artifacts}, {"packages/*/*", &p.Packages}, {"pinned/*", &p.Packages}} {
 		paths, err := filepath.Glob(filepath.Join(s.dir, kept.pattern))
 		if err != nil {
 			return p, err

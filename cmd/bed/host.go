@@ -73,7 +73,7 @@ func (a *app) image() *cobra.Command {
 	build := &cobra.Command{
 		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			store, err := images.Open("")
+			store, err := drivers.Images("")
 			if err != nil {
 				return err
 			}
@@ -93,7 +93,7 @@ func (a *app) image() *cobra.Command {
 	list := &cobra.Command{
 		Use: "list", Short: "List the images that are kept",
 		RunE: func(c *cobra.Command, _ []string) error {
-			store, err := images.Open("")
+			store, err := drivers.Images("")
 			if err != nil {
 				return err
 			}
@@ -172,7 +172,7 @@ func (a *app) image() *cobra.Command {
 		Long: "Removes half-made bakes of killed runs, damaged images, and the artifacts and packages that no image names.\n" +
 			"What is removed is fetched and built again when another image needs it.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			store, err := images.Open("")
+			store, err := drivers.Images("")
 			if err != nil {
 				return err
 			}
@@ -192,7 +192,7 @@ func (a *app) image() *cobra.Command {
 
 // selectImages finds the images whose digest begins as the argument says; all without one.
 func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Image, error) {
-	store, err := images.Open("")
+	store, err := drivers.Images("")
 	if err != nil {
 		return nil, nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/lima"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks/engine"
@@ -124,7 +125,7 @@ func writeLima(w *engine.Workspace, s engine.Standing) error {
 	if err != nil {
 		return err
 	}
-	store, err := images.Open("")
+	store, err := drivers.Images("")
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,25 +27,22 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/lima"
 )
 
-// packages are the commands needed beside Go, git and make, with the Debian packages they come from.
-var packages = []struct{ command, pkg string }{
-	{"mmdebstrap", "mmdebstrap"},
-	{"systemd-nspawn", "systemd-container"},
-	{"ansible-playbook", "ansible"},
-	{"ssh", "openssh-client"},
-	{"ip", "iproute2"},
-}
-
-// limaPackages are those for the lima driver and the images it boots, on top.
-var limaPackages = []struct{ command, pkg string }{
-	{"qemu-system-x86_64", "qemu-system-x86"},
-	{"qemu-img", "qemu-utils"},
-	{"mformat", "mtools"},
-	{"sfdisk", "fdisk"},
-	{"/usr/share/OVMF/OVMF_CODE.fd", "ovmf"}, // a UEFI, to test that images boot with one
+// packages lists the commands that a driver and the images of its machines need beside Go, git and make, with the Debian packages they
+// come from. On macOS the packages are Homebrew's, and virtual machines do what needs Linux.
+func packages(driver string) []images.Tool {
+	if runtime.GOOS != "linux" {
+		return []images.Tool{{Program: "ansible-playbook", Package: "ansible"}, {Program: "limactl", Package: "lima"}}
+	}
+	ssh := images.Tool{Program: "ssh", Package: "openssh-client"}
+	if driver == "lima" {
+		return append(images.Tools(bed.VM), ssh, images.Tool{Program: "qemu-system-x86_64", Package: "qemu-system-x86"},
+			images.Tool{Program: "/usr/share/OVMF/OVMF_CODE.fd", Package: "ovmf"}) // a UEFI, to test that images boot with one
+	}
+	return append(images.Tools(bed.Tree), ssh, images.Tool{Program: "systemd-nspawn", Package: "systemd-container"})
 }
 
 // limaVersion is of hack/lima/go.mod.
@@ -107,7 +105,7 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		if image == "" {
 			return nil
 		}
-		store, err := images.Open("")
+		store, err := drivers.Images("")
 		if err != nil {
 			return err
 		}
@@ -118,7 +116,11 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		if err := command(ctx, "build bin/bed and the provider", nil, "go", "build", "-o", "bin/", "./cmd/..."); err != nil {
 			return err
 		}
-		if driver == "lima" {
+		if runtime.GOOS != "linux" { // for the virtual machine that bakes
+			if err := command(ctx, "build bed for Linux", []string{"GOOS=linux"}, "go", "build", "-o", "bin/bed-linux-"+runtime.GOARCH, "./cmd/bed"); err != nil {
+				return err
+			}
+		} else if driver == "lima" {
 			if err := command(ctx, "build bin/limactl "+limaVersion, nil, "go", "build", "-C", "hack/lima",
 				"-ldflags", "-X github.com/lima-vm/lima/v2/pkg/version.Version="+limaVersion, "-o", "../../bin/limactl", "github.com/lima-vm/lima/v2/cmd/limactl"); err != nil {
 				return err
@@ -141,17 +143,13 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 // lacking lists the packages whose commands are not there.
 func lacking(driver string) []string {
 	var missing []string
-	wanted := packages
-	if driver == "lima" {
-		wanted = slices.Concat(packages, limaPackages)
-	}
-	for _, p := range wanted {
-		_, err := exec.LookPath(p.command)
-		if filepath.IsAbs(p.command) { // a file, and no command
-			_, err = os.Stat(p.command)
+	for _, p := range packages(driver) {
+		_, err := exec.LookPath(p.Program)
+		if filepath.IsAbs(p.Program) { // a file, and no command
+			_, err = os.Stat(p.Program)
 		}
-		if err != nil {
-			missing = append(missing, p.pkg)
+		if err != nil && !slices.Contains(missing, p.Package) {
+			missing = append(missing, p.Package)
 		}
 	}
 	return missing
@@ -196,6 +194,9 @@ func forAccount() error {
 // mayInstall asks, unless CI=true or YES=1 answers. Only Debian's packages are known to us.
 func mayInstall(missing []string) error {
 	list := strings.Join(missing, " ")
+	if runtime.GOOS == "darwin" {
+		return fmt.Errorf("these commands are missing; install them: brew install %s", list)
+	}
 	release, _ := os.ReadFile("/etc/os-release")
 	if !regexp.MustCompile(`(?m)^ID=debian$`).Match(release) {
 		return fmt.Errorf("these packages (by their Debian names) are missing: %s. This is not Debian: install them your distribution's way, then run this again", list)

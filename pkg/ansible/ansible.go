@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/bedfellow/bedfellow/pkg/proc"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 )
 
@@ -111,7 +112,7 @@ func (r Run) do(ctx context.Context, step *progress.Step) (Result, error) {
 	said := &tail{limit: 16 << 10}
 	cmd.Stdout, cmd.Stderr = said, said
 	// A group of its own, so that ending the run ends Ansible's workers too; and none of it outlives this process.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = proc.DieWithParent(&syscall.SysProcAttr{Setpgid: true})
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = grace
 

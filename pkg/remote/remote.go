@@ -173,13 +173,50 @@ func (c *Client) Run(ctx context.Context, command string) (Result, error) {
 
 // Feed is Run with standard input.
 func (c *Client) Feed(ctx context.Context, command string, stdin io.Reader) (Result, error) {
+	var out, errOut bytes.Buffer
+	r, err := c.stream(ctx, command, stdin, &out, &errOut)
+	if ctx.Err() != nil && err != nil {
+		return r, err // somebody may still write to the buffers
+	}
+	r.Stdout, r.Stderr = out.Bytes(), errOut.Bytes()
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		exit.Result = r
+	}
+	return r, err
+}
+
+// Stream is Run with what the command writes handed on as it comes; the end of its standard error is in an *ExitError all the same.
+func (c *Client) Stream(ctx context.Context, command string, stdout, stderr io.Writer) error {
+	end := &ending{w: stderr}
+	r, err := c.stream(ctx, command, nil, stdout, end)
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		r.Stderr = end.last
+		exit.Result = r
+	}
+	return err
+}
+
+// ending hands on what is written and keeps the last of it.
+type ending struct {
+	w    io.Writer
+	last []byte
+}
+
+func (e *ending) Write(p []byte) (int, error) {
+	e.last = append(e.last, p...)
+	e.last = e.last[max(0, len(e.last)-4096):]
+	return e.w.Write(p)
+}
+
+func (c *Client) stream(ctx context.Context, command string, stdin io.Reader, stdout, stderr io.Writer) (Result, error) {
 	session, err := c.conn.NewSession()
 	if err != nil {
 		return Result{}, fmt.Errorf("open a session on node %s: %w", c.Target.Name, err)
 	}
 	defer session.Close()
-	var out, errOut bytes.Buffer
-	session.Stdin, session.Stdout, session.Stderr = stdin, &out, &errOut
+	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
 	done := make(chan error, 1)
 	go func() { done <- session.Run(command) }()
 	select {
@@ -195,7 +232,7 @@ func (c *Client) Feed(ctx context.Context, command string, stdin io.Reader) (Res
 		}
 		return Result{}, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, context.Cause(ctx))
 	}
-	r := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
+	var r Result
 	var exit *ssh.ExitError
 	switch {
 	case err == nil:

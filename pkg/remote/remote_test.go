@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -154,6 +155,26 @@ func TestRun(t *testing.T) {
 	r, err = c.Run(t.Context(), "stat -c %a "+remote.Quote(file)+" && cat "+remote.Quote(file))
 	require.NoError(t, err)
 	assert.Equal(t, "640\na\x00b", string(r.Stdout))
+}
+
+func TestStreamHandsOnAsItComes(t *testing.T) {
+	c := dial(t, startNode(t).target)
+	r, w := io.Pipe()
+	ended := make(chan error, 1)
+	gate := t.TempDir() + "/gate"
+	go func() {
+		ended <- c.Stream(t.Context(), "echo first; until [ -e "+gate+" ]; do sleep 0.02; done; echo why >&2; exit 7", w, io.Discard)
+		w.Close()
+	}()
+	first := make([]byte, 6)
+	_, err := io.ReadFull(r, first)
+	require.NoError(t, err, "while the command waits")
+	assert.Equal(t, "first\n", string(first))
+	require.NoError(t, os.WriteFile(gate, nil, 0o600))
+	var exit *remote.ExitError
+	require.ErrorAs(t, <-ended, &exit)
+	assert.Equal(t, 7, exit.Result.Code)
+	assert.ErrorContains(t, exit, "why")
 }
 
 // A machine with another host key is refused before anything is sent, at once by those who wait for a boot too.

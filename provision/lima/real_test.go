@@ -1,11 +1,16 @@
 package lima_test
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,7 +18,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivertest"
 	"github.com/bedfellow/bedfellow/provision/lima"
@@ -68,6 +76,41 @@ func TestReal(t *testing.T) {
 		Kill:   func(t *testing.T, name string) { killNamed(t, filepath.Join(root, "conf"), name, "qemu-system") },
 		Census: func(t *testing.T) []string { return census(t, root) },
 	}.Run(t)
+}
+
+// A bake in a virtual machine: BEDFELLOW_LIMA_IMAGE's disk stands in for the cloud image, which it is like: it has cloud-init and a boot
+// loader. The image has one role, for where CPUs are emulated a compiler would be at work for hours.
+func TestRealBake(t *testing.T) {
+	image := realImage(t)
+	server := httptest.NewServer(http.FileServer(http.Dir(image)))
+	defer server.Close()
+	data, err := os.ReadFile(filepath.Join(image, bed.DiskFile))
+	require.NoError(t, err)
+	dir, root := t.TempDir(), shortRoot(t)
+	require.NoError(t, images.WriteLock(dir, images.Lock{{
+		Name: "cloud-image/debian-13/" + runtime.GOARCH, Source: server.URL + "/" + bed.DiskFile, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(data)),
+	}}))
+	t.Setenv(images.LockEnv, filepath.Join(dir, images.LockFile))
+	t.Setenv(images.BakeEnv, "vm")
+	command := filepath.Join(dir, "bed")
+	out, err := exec.Command("go", "build", "-o", command, "github.com/bedfellow/bedfellow/cmd/bed").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	kept := shortRoot(t) // which the account that runs Lima may read
+	store, err := images.Open(kept)
+	require.NoError(t, err)
+	store.Elsewhere = lima.Baker{Driver: lima.New(root), Store: store, Command: command, CPUs: 2, Memory: 4 * bed.GiB}.Bake
+	sink, done := progress.Display(os.Stderr)
+	defer done()
+	img, err := store.Build(progress.With(t.Context(), sink), images.Request{Definition: "debian-13", Format: bed.VM, Roles: []string{"base"}})
+	require.NoError(t, err)
+	require.Empty(t, census(t, root), "left of the machine that baked")
+	require.NoError(t, store.Verify(t.Context(), img.Digest, false))
+
+	here, err := images.Open(t.TempDir())
+	require.NoError(t, err)
+	same, err := here.Build(t.Context(), images.Request{Definition: "debian-13", Format: bed.VM, Roles: []string{"base"}})
+	require.NoError(t, err)
+	require.Equal(t, same.Digest, img.Digest, "the same as baked on this host")
 }
 
 // killNamed kills those processes of a node whose command has the word, and waits until they are gone.

@@ -49,7 +49,7 @@ func (h Host) driver(name string) (provision.Driver, error) {
 	return drivers.Open(name, drivers.Settings{SimJournal: os.Getenv(SimEnv)})
 }
 
-func (h Host) images() (*images.Store, error) { return images.Open(h.Images) }
+func (h Host) images() (*images.Store, error) { return drivers.Images(h.Images) }
 
 // New builds the provider. Components are added to its four resources: they stand above this package, so their maker hands
 // them in.

@@ -1,0 +1,2 @@
+// Package proc is about child processes, as far as systems differ.
+package proc
