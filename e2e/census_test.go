@@ -82,13 +82,13 @@ func TestCensus(t *testing.T) {
 func census(t *testing.T) []string {
 	c := &counting{work: work(t), lima: limaRoot(t), others: foreignMarks(limaRoot(t))}
 	c.processes()
-	c.lines(t, "mount", "/proc/self/mounts")
+	c.lines(t, "mount", "/proc/self/mounts", regexp.MustCompile(`bedfellow|e2e|nspawn|/run/netns|`+regexp.QuoteMeta(c.work)))
 	c.tree("cgroup", "/sys/fs/cgroup", func(path string, d fs.DirEntry) bool {
 		return d.IsDir() && regexp.MustCompile(`bedfellow|machine|nspawn|payload|supervisor|e2e`).MatchString(path)
 	})
 	c.names("device", "/sys/class/net")
 	c.names("namespace", "/run/netns")
-	c.lines(t, "route", "/proc/net/route")
+	c.lines(t, "route", "/proc/net/route", regexp.MustCompile(``))
 	all := func(string, fs.DirEntry) bool { return true }
 	c.tree("nspawn", "/run/systemd/nspawn", func(_ string, d fs.DirEntry) bool { return !d.IsDir() || strings.HasPrefix(d.Name(), "e2e") })
 	c.tree("bed", nspawn.DefaultRoot, all)
@@ -178,11 +178,14 @@ func (c *counting) processes() {
 	}
 }
 
-func (c *counting) lines(t *testing.T, kind, path string) {
+// lines adds those of a file that are like a bed's; what else is mounted on a host comes and goes with other people's work.
+func (c *counting) lines(t *testing.T, kind, path string, like *regexp.Regexp) {
 	data, err := os.ReadFile(path)
 	require.NoError(t, err)
 	for line := range strings.Lines(string(data)) {
-		c.add(kind, strings.TrimSpace(line))
+		if like.MatchString(line) {
+			c.add(kind, strings.TrimSpace(line))
+		}
 	}
 }
 
