@@ -21,6 +21,7 @@ import (
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optrefresh"
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optup"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
@@ -71,6 +72,11 @@ func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
 			list = append(list, provision.Machine{Name: n.Name, Index: n.Index, Role: n.Role, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Network: spec.Network})
 		}
 		problems = append(problems, fitter.Fit(ctx, list)...)
+	}
+	if spec.WorkloadManager == "flux" && d.Info().Image != "" {
+		if err := images.CheckFlux(stacks.FluxOf(spec.Flux), spec.Image); err != nil {
+			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
+		}
 	}
 	if len(problems) == 0 {
 		problems = w.foreign(ctx, d, spec.Name)

@@ -145,18 +145,21 @@ func (w *Workspace) checkOwnership() error {
 	return nil
 }
 
-// document reads the configuration file, or else the preset.
+// document reads the configuration file, or else the preset or the user's own Pulumi.<stack>.yaml.
 func (w *Workspace) document() (map[string]any, error) {
 	data, err := os.ReadFile(w.configFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		preset, ok := stacks.Preset(w.Stack)
-		if !ok {
+		own := filepath.Join(w.Root, "Pulumi."+w.Stack+".yaml") // one of the user's, which is read as a preset is and never written
+		if data, err = preset, nil; !ok {
+			data, err = os.ReadFile(own)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
 			return nil, bed.Problems{{
 				Key: "stack", Value: w.Stack, Reason: "there is no preset of that name; there is " + strings.Join(stacks.Presets(), ", "),
-				Remedy: "name one of them with -s, or write " + w.configFile(),
+				Remedy: "name one of them with -s, or write " + own,
 			}}
 		}
-		data, err = preset, nil
 	}
 	if err != nil {
 		return nil, err

@@ -185,3 +185,20 @@ func TestConfigIsKept(t *testing.T) {
 	preset, _ := stacks.Preset("quickstart")
 	assert.True(t, strings.Contains(string(preset), `bedfellow:nodes: "3"`), "the preset is as it was")
 }
+
+// A stack of the user's own lies beside Pulumi.yaml, is read as a preset is, and is never written.
+func TestOwnStackIsReadBesideTheProject(t *testing.T) {
+	root := clone(t)
+	_, err := engine.Open(root, "mine", nil)
+	require.ErrorContains(t, err, filepath.Join(root, "Pulumi.mine.yaml"))
+	text := []byte("config:\n  bedfellow:driver: sim\n  bedfellow:nodes: \"2\"\n")
+	require.NoError(t, os.WriteFile(filepath.Join(root, "Pulumi.mine.yaml"), text, 0o644))
+	w, err := engine.Open(root, "mine", map[string]string{"nodes": "4"})
+	require.NoError(t, err)
+	spec, err := w.Spec()
+	require.NoError(t, err)
+	require.Equal(t, 4, spec.Size())
+	after, err := os.ReadFile(filepath.Join(root, "Pulumi.mine.yaml"))
+	require.NoError(t, err)
+	require.Equal(t, text, after)
+}
