@@ -54,6 +54,11 @@ func bake(ctx context.Context, b *bakery) error {
 			return fmt.Errorf("unpacking what %s built: %w", a.Role, err)
 		}
 	}
+	if b.art.Digest != "" {
+		if err := b.flux(ctx, tree); err != nil {
+			return err
+		}
+	}
 	if b.m.Packages, b.m.Epoch, err = b.packages(ctx, tree, "base", "roles"); err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ type Elsewhere func(ctx context.Context, req Request, out io.Writer) error
 
 // elsewhere tells whether a VM image is to be baked on another machine: where the bake's tools or root are not to be had.
 func (r recipe) elsewhere() bool {
-	if r.format != bed.VM {
+	if r.format != bed.VM || r.art.Digest != "" && r.art.pin.Source == "" { // what lies on this host is not on the other
 		return false
 	}
 	_, err := exec.LookPath("mmdebstrap")
@@ -47,7 +47,7 @@ func (s *Store) bakeElsewhere(ctx context.Context, b *bakery) error {
 	defer cancel(nil)
 	done := make(chan error, 1)
 	go func() {
-		err := s.Elsewhere(ctx, Request{Definition: b.def.Name, Format: b.format, Roles: b.roles}, w)
+		err := s.Elsewhere(ctx, Request{Definition: b.def.Name, Format: b.format, Roles: b.roles, Flux: b.art.Source}, w)
 		w.CloseWithError(err)
 		done <- err
 	}()

@@ -80,6 +80,9 @@ type Request struct {
 	Definition string
 	Format     bed.ImageFormat // empty is a tree
 	Roles      []string        // of playbooks.Roles, in any order; none is all that the format has a use for
+	// Flux is the artifact of role flux: a path of a tar archive, a .deb or a directory of .debs, an address with a digest, or
+	// FluxPinned. Empty is an image without that role.
+	Flux string
 }
 
 // recipe is what a request comes to: which roles are baked in which order, and into what.
@@ -87,6 +90,7 @@ type recipe struct {
 	def    Definition
 	format bed.ImageFormat
 	roles  []string
+	art    fluxArtifact // zero without role flux
 }
 
 // resolve checks the request.
@@ -113,12 +117,25 @@ func (r Request) resolve() (recipe, error) {
 		}
 	}
 	all = slices.DeleteFunc(all, func(role string) bool {
-		if role == kernelRole { // what a machine needs to boot by itself, and a tree has no use for
+		switch role {
+		case kernelRole: // what a machine needs to boot by itself, and a tree has no use for
 			return r.Format != bed.VM
+		case fluxRole:
+			return r.Flux == ""
 		}
 		return len(r.Roles) > 0 && !slices.Contains(r.Roles, role)
 	})
-	return recipe{defs[i], r.Format, all}, nil
+	found := recipe{def: defs[i], format: r.Format, roles: all}
+	if r.Flux == "" && slices.Contains(r.Roles, fluxRole) {
+		return recipe{}, fmt.Errorf("image %s: %w; %s", r.Definition, ErrNoFlux, FluxHelp)
+	}
+	if r.Flux != "" {
+		var err error
+		if found.art, err = resolveFlux(r.Flux, r.Definition); err != nil {
+			return recipe{}, fmt.Errorf("image %s: %w; %s", r.Definition, err, FluxHelp)
+		}
+	}
+	return found, nil
 }
 
 // Image is one baked image.
@@ -143,6 +160,7 @@ type Manifest struct {
 	Roles        []string          `json:"roles"`
 	Inputs       map[string]string `json:"inputs"`    // path under playbooks/ → sha256 of each file that goes in
 	Artifacts    []Artifact        `json:"artifacts"` // what roles built
+	Flux         *FluxManifest     `json:"flux,omitempty"`
 	Packages     []Package         `json:"packages"`
 	Lists        Kept              `json:"lists"`            // of packages, as the archive had them: a tar archive
 	Mirror       string            `json:"mirror,omitempty"` // as Store.Mirror was; the image's list of sources names it
@@ -168,6 +186,14 @@ type Package struct {
 type Kept struct {
 	File   string `json:"file"`
 	SHA256 string `json:"sha256"`
+}
+
+// FluxManifest is the Flux of an image.
+type FluxManifest struct {
+	Source  string `json:"source"`
+	Digest  string `json:"digest"`  // of the artifact as it was given, or of the container image
+	Version string `json:"version"` // what flux version prints
+	Kept    Kept   `json:"kept"`    // a tar archive
 }
 
 // File is one file of a VM image.

@@ -121,7 +121,7 @@ func TestTwoBuildsShareOneBake(t *testing.T) {
 
 func TestWaitingForAnotherBakeEndsWithItsContext(t *testing.T) {
 	s := fakeStore(t)
-	key, _, err := recipe{Definitions()[0], bed.Tree, []string{"base", "mpi"}}.key(playbooks.FS)
+	key, _, err := recipe{def: Definitions()[0], format: bed.Tree, roles: []string{"base", "mpi"}}.key(playbooks.FS)
 	require.NoError(t, err)
 	lock, err := s.tryLock(key, syscall.LOCK_EX)
 	require.NoError(t, err)

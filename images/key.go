@@ -28,7 +28,11 @@ func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
 	for p, sum := range built {
 		inputs[p] = sum
 	}
-	return digestOf("image", bakeVersion, runtime.GOARCH, r.def, r.format, r.roles, inputs), inputs, nil
+	parts := []any{"image", bakeVersion, runtime.GOARCH, r.def, r.format, r.roles, inputs}
+	if r.art.Digest != "" {
+		parts = append(parts, r.art.Digest)
+	}
+	return digestOf(parts...), inputs, nil
 }
 
 // roleFiles digests the files an entry point of the roles can read; package playbooks says which those are.

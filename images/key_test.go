@@ -35,7 +35,7 @@ func copyFS(t *testing.T) fstest.MapFS {
 // A changed byte in a file of the playbooks changes the image's key, unless only the configuration of nodes reads the file.
 func TestEveryByteOfAnInputIsInTheKey(t *testing.T) {
 	files, def, roles := copyFS(t), Definitions()[0], playbooks.Roles()
-	was, inputs, err := recipe{def, bed.Tree, roles}.key(files)
+	was, inputs, err := recipe{def: def, format: bed.Tree, roles: roles}.key(files)
 	require.NoError(t, err)
 	for p, file := range files {
 		data := file.Data
@@ -43,7 +43,7 @@ func TestEveryByteOfAnInputIsInTheKey(t *testing.T) {
 		for _, at := range []int{0, len(data) / 2, len(data) - 1} {
 			file.Data = bytes.Clone(data)
 			file.Data[at] ^= 1
-			key, _, err := recipe{def, bed.Tree, roles}.key(files)
+			key, _, err := recipe{def: def, format: bed.Tree, roles: roles}.key(files)
 			require.NoError(t, err)
 			if outside := p == "site.yml" || path.Base(p) == "configure.yml" || path.Base(path.Dir(p)) == "templates" || path.Base(path.Dir(p)) == "meta"; outside {
 				assert.Equal(t, was, key, p)
@@ -59,7 +59,7 @@ func TestEveryByteOfAnInputIsInTheKey(t *testing.T) {
 // Every field of a definition, and the roles, are in the key.
 func TestEveryFieldOfTheDefinitionIsInTheKey(t *testing.T) {
 	key := func(def Definition, roles []string) string {
-		k, _, err := recipe{def, bed.Tree, roles}.key(playbooks.FS)
+		k, _, err := recipe{def: def, format: bed.Tree, roles: roles}.key(playbooks.FS)
 		require.NoError(t, err)
 		return k
 	}

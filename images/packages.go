@@ -59,6 +59,9 @@ func (b *bakery) keptPath(k Kept) string { return filepath.Join(b.keptDir(), k.S
 // kept lists all that the bake took from outside. Some may be listed twice.
 func (m Manifest) kept() []Kept {
 	all := []Kept{m.Lists}
+	if m.Flux != nil {
+		all = append(all, m.Flux.Kept)
+	}
 	pkgs := slices.Clone(m.Packages)
 	for _, a := range m.Artifacts {
 		all, pkgs = append(all, a.Sources...), append(pkgs, a.Packages...)

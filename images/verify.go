@@ -111,8 +111,11 @@ func (s *Store) rebake(ctx context.Context, step *progress.Step, img Image) (err
 		return err
 	}
 	defer lock.Close()
-	b := &bakery{store: s, recipe: recipe{img.Manifest.Definition, img.Format, img.Roles}, dir: s.bakeDir(name), lock: lock, step: step,
+	b := &bakery{store: s, recipe: recipe{def: img.Manifest.Definition, format: img.Format, roles: img.Roles}, dir: s.bakeDir(name), lock: lock, step: step,
 		replay: &img.Manifest, m: Manifest{Timings: map[string]float64{}}}
+	if f := img.Manifest.Flux; f != nil {
+		b.art = fluxArtifact{Source: f.Source, Digest: f.Digest}
+	}
 	if err := b.replayable(); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,4 +158,26 @@ func TestRebakeWithoutANetworkGivesTheSame(t *testing.T) {
 	p, err := s.Prune(t.Context())
 	require.NoError(t, err)
 	assert.Empty(t, p.Packages, "what the image was made from stays with it")
+
+	// One byte of one package: told as it is, and where the manifest was changed to agree, nothing the same comes of it.
+	i := slices.IndexFunc(img.Manifest.Packages, func(p Package) bool { return p.Name == "base-files" })
+	require.GreaterOrEqual(t, i, 0)
+	deb := filepath.Join(s.dir, "packages/debian-12", img.Manifest.Packages[i].SHA256, img.Manifest.Packages[i].file())
+	data, err := os.ReadFile(deb)
+	require.NoError(t, err)
+	data[len(data)/2] ^= 1
+	require.NoError(t, os.Remove(deb)) // other names of the file keep what they have
+	require.NoError(t, os.WriteFile(deb, data, 0o644))
+	require.ErrorIs(t, s.Rebake(t.Context(), img.Digest), ErrCannotRebake)
+	sum, err := fileSum(deb)
+	require.NoError(t, err)
+	require.NoError(t, os.Rename(filepath.Dir(deb), filepath.Join(s.dir, "packages/debian-12", sum)))
+	manifest := filepath.Join(s.dir, img.Key, "manifest.json")
+	text, err := os.ReadFile(manifest)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(manifest, []byte(strings.ReplaceAll(string(text), img.Manifest.Packages[i].SHA256, sum)), 0o644))
+	err = s.Rebake(t.Context(), img.Digest)
+	require.Error(t, err)
+	require.NotErrorIs(t, err, ErrCannotRebake)
+	assert.ErrorContains(t, err, "base-files")
 }

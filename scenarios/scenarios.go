@@ -23,7 +23,7 @@ import (
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), selftest.Scenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), selftest.Scenario(), selftest.FluxScenario()}
 }
 
 // Find returns the scenario of that name.

@@ -21,6 +21,7 @@ type BedArgs struct {
 	Image           string   `pulumi:"image"`
 	Roles           []string `pulumi:"roles,optional"`
 	WorkloadManager string   `pulumi:"workloadManager"`
+	Flux            string   `pulumi:"flux,optional"`
 	Network         string   `pulumi:"network"`
 	Slow            bool     `pulumi:"slow,optional"`
 	TTL             string   `pulumi:"ttl,optional"`
@@ -61,7 +62,8 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, sim.")
 	a.Describe(&b.Image, "What is on their disks, such as debian-12.")
 	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
-	a.Describe(&b.WorkloadManager, "slurm")
+	a.Describe(&b.WorkloadManager, "slurm or flux")
+	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -115,6 +117,9 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	if on.Image != "" {
 		img := &image{}
 		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "format": pulumi.String(on.Image), "roles": pulumi.ToStringArray(args.Roles)}
+		if args.Flux != "" {
+			inputs["flux"] = pulumi.String(args.Flux)
+		}
 		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
 			return nil, err
 		}
@@ -132,7 +137,8 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	if on.SSH {
 		c := &configuration{}
 		inputs := pulumi.Map{
-			"inventory": inventory.ApplyT(func(v any) map[string]any { return inventoryMap(v.(bed.Inventory)) }), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey, "slow": pulumi.Bool(args.Slow),
+			"inventory": inventory.ApplyT(func(v any) map[string]any { return inventoryMap(v.(bed.Inventory)) }), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey,
+			"curveKey": k.CurveKey, "slow": pulumi.Bool(args.Slow),
 		}
 		if err := ctx.RegisterResource("bedfellow:index:Configuration", name+"-configuration", inputs, c, child); err != nil {
 			return nil, err

@@ -20,7 +20,7 @@ const Namespace = "bedfellow"
 
 // Known is what this build offers to a configuration.
 func Known() bed.Known {
-	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm"}, Kubernetes: []string{"none"}}
+	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none"}}
 	for _, d := range images.Definitions() {
 		known.Images = append(known.Images, d.Name)
 	}
@@ -74,6 +74,9 @@ func Args(s bed.Spec, state string) BedArgs {
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
 		State: state,
 	}
+	if s.WorkloadManager == "flux" {
+		args.Flux = FluxOf(s.Flux)
+	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()
 	}
@@ -83,6 +86,25 @@ func Args(s bed.Spec, state string) BedArgs {
 		})
 	}
 	return args
+}
+
+// FluxOf is the Flux that an image gets: what the configuration names, or the environment, or the lock. A path is made absolute, for
+// the engine works elsewhere.
+func FluxOf(configured string) string {
+	flux := configured
+	if flux == "" {
+		flux = os.Getenv(images.FluxEnv)
+	}
+	switch {
+	case flux == "":
+		return images.FluxPinned
+	case flux == images.FluxPinned || strings.Contains(flux, "://"):
+		return flux
+	}
+	if path, err := filepath.Abs(flux); err == nil {
+		return path
+	}
+	return flux
 }
 
 // configuredValues are all of the stack's values in our namespace. A program that the CLI starts gets them in its environment,

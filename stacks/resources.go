@@ -21,6 +21,7 @@ type keys struct {
 	HostKeys       pulumi.StringMapOutput `pulumi:"hostKeys"`
 	HostPublicKeys pulumi.StringMapOutput `pulumi:"hostPublicKeys"`
 	MungeKey       pulumi.StringOutput    `pulumi:"mungeKey"`
+	CurveKey       pulumi.StringOutput    `pulumi:"curveKey"`
 }
 
 type pool struct {

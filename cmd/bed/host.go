@@ -69,7 +69,7 @@ func (a *app) image() *cobra.Command {
 	all := &cobra.Command{Use: "image", Short: "Bake, list, check, remove and prune node images"}
 	group(all)
 	var roles []string
-	var form string
+	var form, flux string
 	build := &cobra.Command{
 		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -77,7 +77,7 @@ func (a *app) image() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			request := images.Request{Definition: "debian-12", Format: bed.ImageFormat(form), Roles: roles}
+			request := images.Request{Definition: "debian-12", Format: bed.ImageFormat(form), Roles: roles, Flux: flux}
 			if len(args) > 0 {
 				request.Definition = args[0]
 			}
@@ -89,6 +89,7 @@ func (a *app) image() *cobra.Command {
 		},
 	}
 	build.Flags().StringVar(&form, "format", string(bed.Tree), fmt.Sprintf("one of %v: a root file system, or a disk that boots", bed.ImageFormats()))
+	build.Flags().StringVar(&flux, "flux", "", "Flux for it: a path or address, or \"pinned\" for the lock's; none by default")
 	build.Flags().StringSliceVar(&roles, "roles", nil, "roles on it; all by default")
 	list := &cobra.Command{
 		Use: "list", Short: "List the images that are kept",

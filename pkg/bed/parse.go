@@ -62,8 +62,8 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 	if err := CheckName(s.Name); err != nil {
 		p.problem("name", s.Name, err.Error(), "choose another with -c name=…")
 	}
-	if v := p.text("flux", ""); v != "" && !slices.Contains(known.WorkloadManagers, "flux") {
-		p.problem("flux", v, "names a Flux artifact, and this version has no workload manager flux", "leave it out")
+	if s.Flux != "" && s.WorkloadManager != "flux" {
+		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
 	}
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)

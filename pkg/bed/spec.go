@@ -20,11 +20,11 @@ type Spec struct {
 	Name            string        // of the bed; unique on a host
 	Driver          string        // who makes the machines: nspawn, lima, sim
 	Image           string        // what is on their disks: debian-12
-	WorkloadManager string        // slurm
+	WorkloadManager string        // slurm, flux
 	Kubernetes      string        // none
 	Network         string        // isolated, or outbound for a route out of the bed
 	Profile         string        // normal, or slow for emulated machines: every time-out is longer
-	Flux            string        // path or URL of a Flux artifact; empty when Flux is not asked for
+	Flux            string        // path or URL of a Flux artifact; empty leaves it to the environment or the lock
 	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
 	Pools           []Pool        // in order; the first node of the first pool is the control node
 }

@@ -147,6 +147,9 @@ func bakeInside(ctx context.Context, client *remote.Client, req images.Request, 
 		command += " env BEDFELLOW_MIRROR=" + remote.Quote(mirror)
 	}
 	command += " ./bed image build " + remote.Quote(req.Definition) + " --format " + string(req.Format) + " --roles " + remote.Quote(strings.Join(req.Roles, ",")) + " -o json"
+	if req.Flux != "" {
+		command += " --flux " + remote.Quote(req.Flux)
+	}
 	var said strings.Builder
 	if err := client.Stream(ctx, command, &said, events); err != nil {
 		return err

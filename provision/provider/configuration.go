@@ -27,6 +27,7 @@ type ConfigurationArgs struct {
 	Inventory  bed.Inventory `pulumi:"inventory"`
 	PrivateKey string        `pulumi:"privateKey" provider:"secret"`
 	MungeKey   string        `pulumi:"mungeKey" provider:"secret"`
+	CurveKey   string        `pulumi:"curveKey,optional" provider:"secret"`
 	Slow       bool          `pulumi:"slow,optional"`
 	// Playbooks is filled in by Check: it makes a changed role run.
 	Playbooks string `pulumi:"playbooks,optional"`
@@ -48,6 +49,7 @@ func (c *ConfigurationArgs) Annotate(a infer.Annotator) {
 	a.Describe(&c.Inventory, "The nodes, as a Pool shows them.")
 	a.Describe(&c.PrivateKey, "Logs in to every node; OpenSSH PEM.")
 	a.Describe(&c.MungeKey, "base64")
+	a.Describe(&c.CurveKey, "The ZeroMQ CURVE certificate of Flux's brokers.")
 	a.Describe(&c.Slow, "Emulated machines: waits are longer.")
 	a.Describe(&c.Playbooks, "Digest of the playbooks; filled in by the provider.")
 }
@@ -104,6 +106,7 @@ func (*Configuration) Diff(_ context.Context, req infer.DiffRequest[Configuratio
 	mark("inventory", !reflect.DeepEqual(old.Inventory, now.Inventory))
 	mark("privateKey", old.PrivateKey != now.PrivateKey)
 	mark("mungeKey", old.MungeKey != now.MungeKey)
+	mark("curveKey", old.CurveKey != now.CurveKey)
 	mark("playbooks", old.Playbooks != now.Playbooks)
 	return diff, nil
 }
@@ -119,7 +122,7 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	for _, n := range args.Inventory.Nodes {
 		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
 	}
-	vars := map[string]any{"bed_munge_key": args.MungeKey}
+	vars := map[string]any{"bed_munge_key": args.MungeKey, "bed_curve_key": args.CurveKey}
 	if args.Slow {
 		vars["slurm_wait_seconds"] = 600
 	}
@@ -161,7 +164,7 @@ func AnsibleInventory(inv bed.Inventory) map[string]any {
 	}
 	return map[string]any{"all": map[string]any{
 		"vars": map[string]any{
-			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager,
+			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_user": inv.User,
 		},
 		"children": map[string]any{"control": map[string]any{"hosts": control}, "compute": map[string]any{"hosts": compute}},
 	}}

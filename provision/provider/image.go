@@ -20,10 +20,11 @@ type ImageArgs struct {
 	Definition string   `pulumi:"definition"`
 	Format     string   `pulumi:"format,optional"`
 	Roles      []string `pulumi:"roles,optional"`
+	Flux       string   `pulumi:"flux,optional"`
 }
 
 func (i ImageArgs) request() images.Request {
-	return images.Request{Definition: i.Definition, Format: bed.ImageFormat(i.Format), Roles: i.Roles}
+	return images.Request{Definition: i.Definition, Format: bed.ImageFormat(i.Format), Roles: i.Roles, Flux: i.Flux}
 }
 
 // ImageState is where it is.
@@ -44,6 +45,7 @@ func (i *ImageArgs) Annotate(a infer.Annotator) {
 	a.Describe(&i.Definition, "Which distribution, such as debian-12.")
 	a.Describe(&i.Format, "tree, a root file system and the default, or vm, a disk that boots with its kernel beside it.")
 	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
+	a.Describe(&i.Flux, "The artifact of role flux: a path, an address with a digest, or pinned for the lock's; none is an image without Flux.")
 }
 
 // Annotate describes the outputs in the schema.

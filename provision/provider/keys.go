@@ -33,11 +33,12 @@ type KeysState struct {
 	HostKeys       map[string]string `pulumi:"hostKeys" provider:"secret"`
 	HostPublicKeys map[string]string `pulumi:"hostPublicKeys"`
 	MungeKey       string            `pulumi:"mungeKey" provider:"secret"`
+	CurveKey       string            `pulumi:"curveKey" provider:"secret"`
 }
 
 // Annotate describes the resource in the schema.
 func (k *Keys) Annotate(a infer.Annotator) {
-	a.Describe(k, "The secrets of a bed, made once per bed: the user's SSH key, a host key per node name, the munge key.")
+	a.Describe(k, "The secrets of a bed, made once per bed: the user's SSH key, a host key per node name, the munge key, Flux's CURVE certificate.")
 }
 
 // Annotate describes the inputs in the schema.
@@ -53,6 +54,7 @@ func (k *KeysState) Annotate(a infer.Annotator) {
 	a.Describe(&k.HostKeys, "Private host key by node name; OpenSSH PEM, ed25519.")
 	a.Describe(&k.HostPublicKeys, "Public host key by node name; authorized_keys form.")
 	a.Describe(&k.MungeKey, "The bed's munge key, base64 of 128 random bytes.")
+	a.Describe(&k.CurveKey, "The ZeroMQ CURVE certificate of the bed's Flux brokers, as flux keygen writes one.")
 }
 
 // Create makes all keys.
@@ -67,6 +69,9 @@ func (*Keys) Create(_ context.Context, req infer.CreateRequest[KeysArgs]) (infer
 	if state.UserPrivateKey, state.UserPublicKey, err = keyPair("bedfellow"); err != nil {
 		return infer.CreateResponse[KeysState]{}, err
 	}
+	if state.CurveKey, err = curveKey(); err != nil {
+		return infer.CreateResponse[KeysState]{}, err
+	}
 	err = state.hostKeys(nil, nil)
 	return infer.CreateResponse[KeysState]{ID: state.BedID, Output: state}, err
 }
@@ -78,20 +83,26 @@ func (*Keys) Update(_ context.Context, req infer.UpdateRequest[KeysArgs, KeysSta
 	if req.DryRun {
 		return infer.UpdateResponse[KeysState]{Output: state}, nil
 	}
+	if state.CurveKey == "" { // made by a version that had no Flux
+		var err error
+		if state.CurveKey, err = curveKey(); err != nil {
+			return infer.UpdateResponse[KeysState]{}, err
+		}
+	}
 	err := state.hostKeys(req.State.HostKeys, req.State.HostPublicKeys)
 	return infer.UpdateResponse[KeysState]{Output: state}, err
 }
 
 // WireDependencies says that what is made once stays known when the names change, and what is secret.
 func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *KeysState) {
-	for _, once := range []any{&state.BedID, &state.UserPrivateKey, &state.UserPublicKey, &state.MungeKey} {
+	for _, once := range []any{&state.BedID, &state.UserPrivateKey, &state.UserPublicKey, &state.MungeKey, &state.CurveKey} {
 		f.OutputField(once).DependsOn()
 	}
 	f.OutputField(&state.HostKeys).DependsOn(f.InputField(&args.Nodes))
 	f.OutputField(&state.HostPublicKeys).DependsOn(f.InputField(&args.Nodes))
 	f.OutputField(&state.Nodes).DependsOn(f.InputField(&args.Nodes))
 	// The field tags alone say it in the schema only, and leave the keys in clear in the state.
-	for _, private := range []any{&state.UserPrivateKey, &state.HostKeys, &state.MungeKey} {
+	for _, private := range []any{&state.UserPrivateKey, &state.HostKeys, &state.MungeKey, &state.CurveKey} {
 		f.OutputField(private).AlwaysSecret()
 	}
 }
@@ -99,7 +110,7 @@ func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *Keys
 // Diff compares the names.
 func (*Keys) Diff(_ context.Context, req infer.DiffRequest[KeysArgs, KeysState]) (infer.DiffResponse, error) {
 	diff := infer.DiffResponse{DetailedDiff: map[string]p.PropertyDiff{}}
-	if !slices.Equal(req.State.Nodes, req.Inputs.Nodes) {
+	if !slices.Equal(req.State.Nodes, req.Inputs.Nodes) || req.State.CurveKey == "" {
 		diff.HasChanges, diff.DetailedDiff["nodes"] = true, p.PropertyDiff{Kind: p.Update, InputDiff: true}
 	}
 	return diff, nil

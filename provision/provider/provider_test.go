@@ -72,7 +72,7 @@ func TestKeys(t *testing.T) {
 	secret := func(m property.Map) {
 		for key, value := range m.All {
 			switch key {
-			case "userPrivateKey", "hostKeys", "mungeKey":
+			case "userPrivateKey", "hostKeys", "mungeKey", "curveKey":
 				assert.True(t, value.Secret(), "%s lies in clear in the state", key)
 			default:
 				assert.False(t, value.HasSecrets(), "%s is public", key)
@@ -87,7 +87,7 @@ func TestKeys(t *testing.T) {
 	grown, err := s.Update(p.UpdateRequest{Urn: urn("Keys"), ID: made.ID, State: made.Properties, Inputs: three, OldInputs: two})
 	require.NoError(t, err)
 	secret(grown.Properties)
-	for _, key := range []string{"bedId", "userPrivateKey", "userPublicKey", "mungeKey"} {
+	for _, key := range []string{"bedId", "userPrivateKey", "userPublicKey", "mungeKey", "curveKey"} {
 		assert.Equal(t, made.Properties.Get(key), grown.Properties.Get(key), key)
 	}
 	for _, key := range []string{"hostKeys", "hostPublicKeys"} {

@@ -33,7 +33,9 @@ const (
 )
 
 // The properties that every node must have. Of a node on the host's kernel no more is asked, for the host has it or not.
-var everywhere = []string{"host name", "siblings reached by name", "clock", "runs a job"}
+var everywhere = slices.Concat([]string{"host name", "siblings reached by name", "clock", runsAJob}, ofFlux)
+
+const runsAJob = "runs a job"
 
 // Scenario looks at every node once.
 func Scenario() scenario.Scenario {
@@ -74,11 +76,18 @@ func look(ctx context.Context, env *scenario.Env, repetition int) error {
 	if err != nil {
 		return err
 	}
-	failed := &scenario.FailedError{Name: fmt.Sprint(repetition)}
 	for i, n := range nodes {
 		if seen, computes := jobs[n.Name]; computes {
 			found[i] = append(found[i], seen)
 		}
+	}
+	return keep(env, repetition, found)
+}
+
+// keep records what was found on each of the bed's nodes. What does not hold is a failure, unless it is as the host has it.
+func keep(env *scenario.Env, repetition int, found [][]finding) error {
+	failed := &scenario.FailedError{Name: fmt.Sprint(repetition)}
+	for i, n := range env.Inventory.Nodes {
 		for _, f := range found[i] {
 			s := results.Sample{
 				Series: f.property, Parameters: map[string]string{"node": n.Name}, Repetition: repetition, Metric: "holds", Status: results.OK, Value: 1, Reason: f.seen,
@@ -190,7 +199,7 @@ func runsJobs(ctx context.Context, env *scenario.Env) (map[string]finding, error
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		found[i] = finding{property: "runs a job"}
+		found[i] = finding{property: runsAJob}
 		if err != nil {
 			found[i].seen = err.Error()
 			return nil
@@ -225,7 +234,15 @@ func table(w io.Writer, samples []results.Sample) error {
 		case s.Value == 0:
 			holds = "no, as the host"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", s.Parameters["node"], s.Series, holds, s.Reason)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", s.Parameters["node"], s.Series, holds, firstLine(s.Reason))
 	}
 	return t.Flush()
+}
+
+func firstLine(text string) string {
+	line, rest, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	if rest != "" {
+		line += " …"
+	}
+	return line
 }

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
@@ -20,37 +18,15 @@ import (
 // slurm drives Slurm's commands on the control node. There is no accounting: slurmctld itself is asked, which forgets a job some
 // minutes after its end. There is no shared file system either: what a job leaves is on the first of its nodes.
 type slurm struct {
+	waiter
 	control string // node
 	compute []string
 	nodes   Nodes
-	timing  timing
-
-	mu   sync.Mutex
-	jobs map[ID]submitted
-}
-
-// submitted is what has to be known about a job to wait for it.
-type submitted struct {
-	Request
-	exit string // the file its script leaves at its end
-}
-
-// timing is how patient the manager is; tests shorten it.
-type timing struct {
-	command   time.Duration // for one of Slurm's commands
-	poll      time.Duration // longest time between two looks at a job
-	silence   time.Duration // slurmctld may be away that long, as when it is restarted
-	nodesBack time.Duration // nodes that are down may take that long to come back before a pending job is given up
-	end       time.Duration // for a cancelled job to be over: KillWait and more
-	overtime  time.Duration // beyond its limit before a job is cancelled
 }
 
 func newSlurm(inv bed.Inventory, nodes Nodes) *slurm {
-	s := &slurm{
-		control: inv.Control().Name, nodes: nodes, jobs: map[ID]submitted{},
-		timing: timing{command: 30 * time.Second, poll: time.Second, silence: time.Minute, nodesBack: 20 * time.Second,
-			end: time.Minute, overtime: 2 * time.Second},
-	}
+	s := &slurm{control: inv.Control().Name, nodes: nodes}
+	s.waiter.init(s)
 	for _, n := range inv.Compute() {
 		s.compute = append(s.compute, n.Name)
 	}
@@ -61,19 +37,15 @@ func (s *slurm) Name() string { return "slurm" }
 
 // run runs one of Slurm's commands on the control node. Times in its output are seconds since 1970.
 func (s *slurm) run(ctx context.Context, stdin []byte, argv ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timing.command, fmt.Errorf("no answer within %s", s.timing.command))
-	defer cancel()
-	r, err := s.nodes.Feed(ctx, s.control, "SLURM_TIME_FORMAT=%s "+quoteAll(argv), stdin)
-	if err != nil {
-		return "", fmt.Errorf("slurm: %w", err)
-	}
-	return strings.TrimSpace(string(r.Stdout)), nil
+	return command(ctx, s.timing.command, s.nodes, s.control, "SLURM_TIME_FORMAT=%s", s.Name(), stdin, argv)
 }
 
 // look is the last part of an error whose cause slurmctld knows.
 func (s *slurm) look() string {
 	return fmt.Sprintf("look at `bed ssh %s -- sudo tail /var/log/slurm/slurmctld.log`", s.control)
 }
+
+func (s *slurm) queue() string { return fmt.Sprintf("`bed ssh %s -- squeue`", s.control) }
 
 func (s *slurm) Version(ctx context.Context) (string, error) {
 	return s.run(ctx, nil, "sinfo", "--version")
@@ -172,9 +144,7 @@ func (s *slurm) submit(ctx context.Context, name, dir, output, errFile string, j
 		return "", fmt.Errorf("slurm: `sbatch` on node %s printed %q where a job number was expected", s.control, out)
 	}
 	id := ID(number)
-	s.mu.Lock()
-	s.jobs[id] = job
-	s.mu.Unlock()
+	s.add(id, job)
 	if ctx.Err() != nil {
 		return "", errors.Join(context.Cause(ctx), s.Cancel(context.WithoutCancel(ctx), id))
 	}
@@ -198,27 +168,27 @@ func (s *slurm) refused(ctx context.Context, want Request, err error) error {
 	return fmt.Errorf("submit a job: %w; %s", err, s.look())
 }
 
-func (s *slurm) unsatisfiable(ctx context.Context, want Request, reason string) error {
-	have, err := s.Resources(context.WithoutCancel(ctx))
-	if err != nil {
-		return fmt.Errorf("slurm cannot run a job: %s; what it has is not known: %w", reason, err)
-	}
-	return &UnsatisfiableError{Manager: s.Name(), Reason: reason, Want: want, Have: have}
-}
-
 func (s *slurm) Cancel(ctx context.Context, id ID) error {
 	_, err := s.run(ctx, nil, "scancel", string(id))
-	if err != nil && !unknownJob(err) {
+	if err != nil && !s.unknown(err) {
 		return fmt.Errorf("cancel job %s: %w; do it by hand with `bed ssh %s -- scancel %s`", id, err, s.control, id)
 	}
 	return nil
 }
 
-// unknownJob says that slurmctld does not know the job, or knows it as over.
-func unknownJob(err error) bool {
+func (s *slurm) Drain(ctx context.Context, node, reason string) error {
+	_, err := s.run(ctx, nil, "sudo", "scontrol", "update", "nodename="+node, "state=drain", "reason="+reason)
+	return err
+}
+
+// Undrain finds a node that is not drained in a state that resuming is an error of.
+func (s *slurm) Undrain(ctx context.Context, node string) error {
+	_, err := s.run(ctx, nil, "sudo", "scontrol", "update", "nodename="+node, "state=resume")
 	var exit *remote.ExitError
-	return errors.As(err, &exit) && (strings.Contains(string(exit.Result.Stderr), "Invalid job id specified") ||
-		strings.Contains(string(exit.Result.Stderr), "Job/step already completing or completed"))
+	if errors.As(err, &exit) && strings.Contains(string(exit.Result.Stderr), "Invalid node state") {
+		return nil
+	}
+	return err
 }
 
 // Allocate holds nodes by a job that sleeps on them.

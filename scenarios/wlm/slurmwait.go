@@ -13,115 +13,19 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/remote"
 )
 
-func (s *slurm) Wait(ctx context.Context, id ID) (Outcome, error) {
-	o, err := s.watch(ctx, id, func(o Outcome) bool { return o.State.Over() })
-	if err != nil {
-		return o, err
-	}
-	return s.settle(ctx, o)
-}
-
-// watch looks at a job until the condition holds, or until one of Wait's reasons to end the job does.
-func (s *slurm) watch(ctx context.Context, id ID, until func(Outcome) bool) (Outcome, error) {
-	s.mu.Lock()
-	job, ours := s.jobs[id]
-	s.mu.Unlock()
-	if !ours {
-		return Outcome{}, fmt.Errorf("slurm: job %s was not submitted here", id)
-	}
-	begin := time.Now()
-	heard, able := begin, begin // when slurmctld last answered; when the bed last had the nodes
-	var ran time.Time
-	for {
-		o, err := s.ask(ctx, id)
-		now := time.Now()
-		switch {
-		case ctx.Err() != nil:
-			o, err := s.stop(ctx, id)
-			return o, errors.Join(fmt.Errorf("wait for job %s: %w", id, context.Cause(ctx)), err)
-		case unknownJob(err):
-			return s.vanished(ctx, id, job)
-		case err != nil && now.Sub(heard) > s.timing.silence:
-			return Outcome{}, fmt.Errorf("wait for job %s: no answer for %s: %w; %s", id, s.timing.silence, err, s.look())
-		case err != nil:
-		case until(o) || o.State.Over():
-			return o, nil
-		case o.State == Running:
-			heard = now
-			if ran.IsZero() {
-				ran = now
-			}
-			if now.Sub(ran) > job.Limit+s.timing.overtime {
-				o, err := s.stop(ctx, id)
-				if o.State == Cancelled {
-					o.State = Timeout
-				}
-				return o, err
-			}
-		case o.State == Pending:
-			heard = now
-			var r Resources
-			var err error
-			if now.Sub(begin) > time.Second { // most jobs never pend that long
-				r, err = s.Resources(ctx)
-			}
-			if err != nil || r.Nodes == nil || r.usable(job.On) >= job.Nodes {
-				able = now
-			}
-			reason := ""
-			switch {
-			case never(o.Reason):
-				reason = o.Reason
-			case now.Sub(able) > s.timing.nodesBack:
-				reason = fmt.Sprintf("only %d of the nodes can be used", r.usable(job.On))
-			case now.Sub(begin) > job.Patience:
-				_, err := s.stop(ctx, id)
-				return o, errors.Join(fmt.Errorf("job %s still pends after %s%s, and was cancelled; the bed has %s; see what is before it with `bed ssh %s -- squeue`",
-					id, job.Patience, because(o.Reason), r, s.control), err)
-			}
-			if reason != "" {
-				_, err := s.stop(ctx, id)
-				return o, errors.Join(s.unsatisfiable(ctx, job.Request, reason), err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-		// Often at first, for short jobs; seldom later, since looking takes CPU time that the job may want.
-		case <-time.After(min(s.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
-		}
-	}
+// unknown says that slurmctld does not know the job, or knows it as over.
+func (s *slurm) unknown(err error) bool {
+	var exit *remote.ExitError
+	return errors.As(err, &exit) && (strings.Contains(string(exit.Result.Stderr), "Invalid job id specified") ||
+		strings.Contains(string(exit.Result.Stderr), "Job/step already completing or completed"))
 }
 
 // never says whether a pending job's reason does not go away by itself.
-func never(reason string) bool {
+func (s *slurm) never(reason string) bool {
 	return slices.Contains([]string{
 		"BadConstraints", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "PartitionInactive", "JobHeldAdmin", "JobHeldUser",
 		"launch_failed_requeued_held", "AccountNotAllowed", "InvalidAccount", "InvalidQOS",
 	}, reason)
-}
-
-// stop cancels a job and waits for its end, also when the context has ended.
-func (s *slurm) stop(ctx context.Context, id ID) (Outcome, error) {
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), s.timing.end, fmt.Errorf("not over %s after it was cancelled", s.timing.end))
-	defer cancel()
-	if err := s.Cancel(ctx, id); err != nil {
-		return Outcome{ID: id, State: Running}, err
-	}
-	for {
-		o, err := s.ask(ctx, id)
-		switch {
-		case err == nil && o.State.Over():
-			return o, nil
-		case unknownJob(err):
-			return Outcome{ID: id, State: Cancelled}, nil
-		case ctx.Err() != nil:
-			return o, fmt.Errorf("job %s: %w: %w; %s", id, context.Cause(ctx), err, s.look())
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(min(s.timing.poll, 200*time.Millisecond)):
-		}
-	}
 }
 
 // A record of `scontrol --oneliner show job` is words of the form Key=value. Values with spaces come after those read here, and
@@ -196,11 +100,7 @@ func slurmState(word string) (State, error) {
 }
 
 // settle adds to an outcome what the job's script left on its node. A job that came to its own end must have left it.
-func (s *slurm) settle(ctx context.Context, o Outcome) (Outcome, error) {
-	s.mu.Lock()
-	job := s.jobs[o.ID]
-	delete(s.jobs, o.ID)
-	s.mu.Unlock()
+func (s *slurm) settle(ctx context.Context, o Outcome, job submitted) (Outcome, error) {
 	if err := s.expand(ctx, &o); err != nil {
 		return o, err
 	}

@@ -16,7 +16,7 @@ import (
 
 // Manager is a bed's workload manager, used as the bed's user. Its methods are safe for concurrent use.
 type Manager interface {
-	// Name is the word of the inventory: slurm.
+	// Name is the word of the inventory: slurm, flux.
 	Name() string
 	// Version is what the manager's own command prints.
 	Version(ctx context.Context) (string, error)
@@ -31,6 +31,9 @@ type Manager interface {
 	Wait(ctx context.Context, id ID) (Outcome, error)
 	// Cancel asks for the job's end; Wait tells when that is. A job that is over already is no error.
 	Cancel(ctx context.Context, id ID) error
+	// Drain has a node get no more jobs, and says why; those on it go on. Undrain takes that back. A node that is so already is no error.
+	Drain(ctx context.Context, node, reason string) error
+	Undrain(ctx context.Context, node string) error
 	// Allocate holds nodes for several commands, until Release or the request's Limit. It waits for the nodes like Wait.
 	Allocate(ctx context.Context, r Request) (Allocation, error)
 }
@@ -57,10 +60,12 @@ func Open(inv bed.Inventory, nodes Nodes) (Manager, error) {
 	switch inv.WorkloadManager {
 	case "slurm":
 		return newSlurm(inv, nodes), nil
+	case "flux":
+		return newFlux(inv, nodes), nil
 	default:
 		return nil, bed.Problems{{
 			Key: "workloadManager", Value: inv.WorkloadManager, Host: true,
-			Reason: fmt.Sprintf("bed %s has a workload manager that scenarios cannot use; they can use slurm", inv.Bed),
+			Reason: fmt.Sprintf("bed %s has a workload manager that scenarios cannot use; they can use slurm, flux", inv.Bed),
 			Remedy: "bring the bed up with -c workloadManager=slurm",
 		}}
 	}
@@ -174,6 +179,7 @@ type Outcome struct {
 	Started, Ended time.Time
 
 	nodeList string // Nodes, before expansion
+	uri      string // of the instance that the job is, if it is one
 }
 
 // Err is nil for a completed job, else it says how the job ended and where to look.

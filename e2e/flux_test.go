@@ -1,0 +1,116 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/results"
+)
+
+// TestFlux brings a bed with Flux up, on the driver of the stack, and has it do what Flux is there for: three compute nodes at least.
+func TestFlux(t *testing.T) {
+	artifact := os.Getenv(images.FluxEnv)
+	if artifact == "" {
+		t.Skip(images.FluxEnv + " names no artifact of Flux, which no distribution has: a tar archive of what it installs, or packages, for the stack's image; " +
+			"the same scenarios run under Slurm in TestBed")
+	}
+	p := newPlace(t, "flux", *stackFlag, "e2e-flux")
+	before := census(t)
+	t.Cleanup(func() {
+		p.ok(t, "destroy", "-s", p.stack)
+		same(t, before)
+	})
+	p.fails(t, 3, p.upArgs("workloadManager=flux", "flux="+filepath.Join(p.dir, "none.tar")), "none.tar", images.FluxEnv)
+	same(t, before)
+
+	settings := []string{"workloadManager=flux", "flux=" + artifact, "nodes=4"}
+	inv, _ := p.up(t, settings...)
+	require.Equal(t, "flux", inv.WorkloadManager)
+	t.Run("again", p.again)
+	t.Run("selftest", func(t *testing.T) {
+		p.ok(t, "run", "flux-selftest", "-s", p.stack)
+		p.ok(t, "run", "selftest", "-s", p.stack)
+	})
+	t.Run("lammps", func(t *testing.T) {
+		c := p.ok(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "2", "-o", "json"}, small...)...)
+		var said struct{ Dir string }
+		require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+		r, err := results.Load(said.Dir)
+		require.NoError(t, err)
+		assert.Empty(t, r.Problems)
+		on := map[string]bool{}
+		for _, rank := range r.Run.Ranks {
+			on[rank.Node] = true
+		}
+		assert.Len(t, on, len(inv.Compute()), "ranks on every compute node and nowhere else: %v", on)
+		for _, s := range r.Samples {
+			assert.Equal(t, results.OK, s.Status, "%s: %s", s.Metric, s.Reason)
+			assert.Equal(t, "flux", s.Parameters["manager"])
+		}
+	})
+	t.Run("iperf", func(t *testing.T) { p.between(t, inv) })
+	t.Run("interrupted run", func(t *testing.T) {
+		run := p.start(t, nil, append([]string{"run", "lammps", "-s", p.stack, "-n", "500", "-o", "json"}, small...)...)
+		eventually(t, "a job", p.patience(60*time.Second), func() error {
+			if p.must(t, inv, 0, "flux jobs -n -o '{id}'") == "" {
+				return errors.New("flux has none")
+			}
+			return nil
+		})
+		run.interrupt(t)
+		c := run.wait(t)
+		require.Equal(t, 1, c.code, "%s", c)
+		eventually(t, "an empty queue", p.patience(15*time.Second), func() error {
+			if jobs := p.must(t, inv, 0, "flux jobs -n -o '{id} {name} {state}'"); jobs != "" {
+				return errors.New(jobs)
+			}
+			return nil
+		})
+		for i, n := range inv.Nodes {
+			assert.Empty(t, p.must(t, inv, i, "pgrep -x lmp || true"), "LAMMPS still runs on %s", n.Name)
+		}
+	})
+	t.Run("secrets", func(t *testing.T) { p.fluxSecrets(t, inv) })
+	t.Run("a broker that does not come", func(t *testing.T) { p.brokerAway(t, inv, settings) })
+}
+
+// fluxSecrets: the brokers' certificate is one and the same, readable by its owner alone, and in the clear nowhere in the state.
+func (p place) fluxSecrets(t *testing.T, inv bed.Inventory) {
+	const path = "/etc/flux/system/curve.cert"
+	first := p.must(t, inv, 0, "sudo cat "+path)
+	require.Contains(t, first, "secret-key")
+	for i, n := range inv.Nodes {
+		assert.Equal(t, first, p.must(t, inv, i, "sudo cat "+path), n.Name)
+		assert.Equal(t, "flux 400", p.must(t, inv, i, "sudo stat -c '%U %a' "+path), n.Name)
+	}
+	assert.NotContains(t, string(p.pulumi(t, nil, "stack", "export")), first[len(first)-45:len(first)-5])
+}
+
+// brokerAway: a node whose broker cannot start is named by `up`, with where to look.
+func (p place) brokerAway(t *testing.T, inv bed.Inventory, settings []string) {
+	last := len(inv.Nodes) - 1
+	p.must(t, inv, last, `sudo sh -c 'mkdir -p /etc/systemd/system/flux.service.d && printf "[Unit]\\nConditionPathExists=/nonexistent\\n" >/etc/systemd/system/flux.service.d/away.conf && systemctl daemon-reload && systemctl stop flux'`)
+	p.oldPlaybooks(t)
+	c := p.run(t, p.upArgs(settings...)...)
+	assert.Equal(t, 1, c.code, "%s", c)
+	assert.Contains(t, c.stderr, inv.Nodes[last].Name)
+	p.must(t, inv, last, "sudo rm /etc/systemd/system/flux.service.d/away.conf && sudo systemctl daemon-reload")
+	p.up(t, settings...)
+	eventually(t, "all of Flux", p.patience(30*time.Second), func() error {
+		want := fmt.Sprintf("%d", len(inv.Compute()))
+		if up := p.must(t, inv, 0, "flux resource list -s up -no '{nnodes}'"); up != want {
+			return fmt.Errorf("%s nodes are up, not %s", up, want)
+		}
+		return nil
+	})
+}
