@@ -16,15 +16,16 @@ const User = "bed"
 
 // BedArgs ask for a bed of like machines.
 type BedArgs struct {
-	Name            string   `pulumi:"name"`
-	Driver          string   `pulumi:"driver"`
-	Image           string   `pulumi:"image"`
-	Roles           []string `pulumi:"roles,optional"`
-	WorkloadManager string   `pulumi:"workloadManager"`
-	Flux            string   `pulumi:"flux,optional"`
-	Network         string   `pulumi:"network"`
-	Slow            bool     `pulumi:"slow,optional"`
-	TTL             string   `pulumi:"ttl,optional"`
+	Name            string            `pulumi:"name"`
+	Driver          string            `pulumi:"driver"`
+	Image           string            `pulumi:"image"`
+	Roles           []string          `pulumi:"roles,optional"`
+	WorkloadManager string            `pulumi:"workloadManager"`
+	Flux            string            `pulumi:"flux,optional"`
+	FluxSettings    *bed.FluxSettings `pulumi:"fluxSettings,optional"`
+	Network         string            `pulumi:"network"`
+	Slow            bool              `pulumi:"slow,optional"`
+	TTL             string            `pulumi:"ttl,optional"`
 	// State is the URL of the Pulumi state that knows the bed, part of the owner mark; found by itself when empty.
 	State string    `pulumi:"state,optional"`
 	Nodes []BedNode `pulumi:"nodes"`
@@ -64,6 +65,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
 	a.Describe(&b.WorkloadManager, "slurm or flux")
 	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
+	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -139,6 +141,9 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		inputs := pulumi.Map{
 			"inventory": inventory.ApplyT(func(v any) map[string]any { return inventoryMap(v.(bed.Inventory)) }), "privateKey": k.UserPrivateKey, "mungeKey": k.MungeKey,
 			"curveKey": k.CurveKey, "slow": pulumi.Bool(args.Slow),
+		}
+		if f := args.FluxSettings; f != nil {
+			inputs["fluxSettings"] = pulumi.Map{"quorum": pulumi.Int(f.Quorum), "queuePolicy": pulumi.String(f.QueuePolicy), "matchPolicy": pulumi.String(f.MatchPolicy)}
 		}
 		if err := ctx.RegisterResource("bedfellow:index:Configuration", name+"-configuration", inputs, c, child); err != nil {
 			return nil, err

@@ -76,6 +76,9 @@ func Args(s bed.Spec, state string) BedArgs {
 	}
 	if s.WorkloadManager == "flux" {
 		args.Flux = FluxOf(s.Flux)
+		if s.FluxSettings != (bed.FluxSettings{}) {
+			args.FluxSettings = &s.FluxSettings
+		}
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()

@@ -116,7 +116,7 @@ func (r Run) do(ctx context.Context, step *progress.Step) (Result, error) {
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = grace
 
-	log := &eventLog{step: step}
+	log := &eventLog{step: step, note: func(text string) { progress.Note(ctx, "%s", r.scrub(text)) }}
 	runErr := run(cmd, func() {
 		eventsW.Close()
 		log.read(eventsR)

@@ -85,6 +85,31 @@ func TestRunCountsAndReports(t *testing.T) {
 	empty(t, run.WorkDir)
 }
 
+// What a task that went well wants people to know is shown, whatever it changed.
+func TestNotesOfTasksAreShown(t *testing.T) {
+	run := play(t, `
+    - name: Look
+      ansible.builtin.shell:
+        cmd: |
+          echo nothing to say
+          echo "note: one is not there, {{ secret }}"
+      changed_when: false
+      when: inventory_hostname == 'n-01'
+`)
+	var mu sync.Mutex
+	var notes []string
+	ctx := progress.With(t.Context(), func(e progress.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		if e.Kind == progress.Noted {
+			notes = append(notes, e.Detail)
+		}
+	})
+	_, err := run.Do(ctx)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"one is not there, [hidden]"}, notes)
+}
+
 func TestFailedTaskSaysWhereAndWhat(t *testing.T) {
 	run := play(t, `
     - name: Break

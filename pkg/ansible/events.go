@@ -36,6 +36,7 @@ type event struct {
 // eventLog follows a run.
 type eventLog struct {
 	step   *progress.Step
+	note   func(text string) // called with what a task that went well has to say: its lines that begin with "note: "
 	failed []event
 	hosts  map[string]Counts
 }
@@ -63,6 +64,11 @@ func (l *eventLog) add(e event) {
 	case "stats":
 		l.hosts = e.Hosts // exact; the counts so far were for a run that is cut short
 	case "result":
+		for line := range strings.Lines(e.Stdout) {
+			if text, ok := strings.CutPrefix(line, "note: "); ok && (e.Status == "ok" || e.Status == "changed") {
+				l.note(strings.TrimSpace(text))
+			}
+		}
 		c := l.hosts[e.Host]
 		switch e.Status {
 		case "ok", "ignored":

@@ -25,7 +25,7 @@ type Known struct {
 func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
-		"ttl", "pools",
+		"ttl", "pools", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy",
 	}
 }
 
@@ -65,6 +65,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 	if s.Flux != "" && s.WorkloadManager != "flux" {
 		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
 	}
+	s.FluxSettings = p.fluxSettings(s)
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d <= 0 {
@@ -73,11 +74,37 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		s.TTL = d
 	}
 	s.Pools = p.pools()
+	if q, computing := s.FluxSettings.Quorum, max(s.Size()-1, 1); q > computing {
+		p.problem("flux.quorum", strconv.Itoa(q), fmt.Sprintf("is more than the bed's %d compute nodes", computing), "ask for fewer, or for more nodes")
+	}
 	if n := s.Size(); n > MaxNodes && len(s.Pools) > 1 {
 		p.problem("pools", fmt.Sprint(n), fmt.Sprintf("is more than %d nodes in all", MaxNodes), "ask for fewer")
 	}
 	sort.SliceStable(p.problems, func(i, j int) bool { return p.problems[i].Key < p.problems[j].Key })
 	return s, p.problems
+}
+
+func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
+	for _, key := range []string{"flux.quorum", "flux.queuePolicy", "flux.matchPolicy"} {
+		if v, ok := p.values[key]; ok && s.WorkloadManager != "flux" {
+			p.problem(key, v, "is about Flux, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
+			return f
+		}
+	}
+	if v, ok := p.values["flux.quorum"]; ok {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			p.problem("flux.quorum", v, "is not a number of compute nodes", "write a whole number from 1 on; without it all must come up")
+		}
+		f.Quorum = n
+	}
+	if _, ok := p.values["flux.queuePolicy"]; ok {
+		f.QueuePolicy = p.oneOf("flux.queuePolicy", "", fluxQueuePolicies())
+	}
+	if _, ok := p.values["flux.matchPolicy"]; ok {
+		f.MatchPolicy = p.oneOf("flux.matchPolicy", "", fluxMatchPolicies())
+	}
+	return f
 }
 
 type parser struct {

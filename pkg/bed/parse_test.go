@@ -12,7 +12,7 @@ import (
 )
 
 func known() bed.Known {
-	return bed.Known{Drivers: []string{"nspawn", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm"}, Kubernetes: []string{"none"}}
+	return bed.Known{Drivers: []string{"nspawn", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none"}}
 }
 
 func TestParseFillsIn(t *testing.T) {
@@ -37,6 +37,20 @@ func TestParseTellsEverything(t *testing.T) {
 	}
 	assert.Equal(t, []string{"cpus", "disk", "driver", "flux", "image", "kubernetes", "memory", "name", "network", "nodes", "nodse", "ovirt.url", "profile", "ttl", "workloadManager"}, keys)
 	assert.Equal(t, 2, problems.ExitCode())
+}
+
+func TestParseFluxSettings(t *testing.T) {
+	s, problems := bed.Parse("f", map[string]string{"workloadManager": "flux", "nodes": "4", "flux.quorum": "2", "flux.queuePolicy": "fcfs", "flux.matchPolicy": "first"}, known())
+	require.NoError(t, problems.Err())
+	assert.Equal(t, bed.FluxSettings{Quorum: 2, QueuePolicy: "fcfs", MatchPolicy: "first"}, s.FluxSettings)
+	for key, c := range map[string]struct{ value, says string }{
+		"flux.quorum": {"4", "3 compute nodes"}, "flux.queuePolicy": {"eazy", "did you mean easy?"}, "flux.matchPolicy": {"best", "lonodex"},
+	} {
+		_, problems := bed.Parse("f", map[string]string{"workloadManager": "flux", "nodes": "4", key: c.value}, known())
+		assert.ErrorContains(t, problems.Err(), c.says, key)
+		_, problems = bed.Parse("f", map[string]string{"nodes": "4", key: c.value}, known())
+		assert.ErrorContains(t, problems.Err(), "write -c workloadManager=flux", key)
+	}
 }
 
 func TestExitCode(t *testing.T) {

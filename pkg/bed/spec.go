@@ -25,8 +25,22 @@ type Spec struct {
 	Network         string        // isolated, or outbound for a route out of the bed
 	Profile         string        // normal, or slow for emulated machines: every time-out is longer
 	Flux            string        // path or URL of a Flux artifact; empty leaves it to the environment or the lock
+	FluxSettings    FluxSettings  // of a system instance
 	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
 	Pools           []Pool        // in order; the first node of the first pool is the control node
+}
+
+// FluxSettings are choices of a Flux system instance. The zero value is what the role has.
+type FluxSettings struct {
+	Quorum      int    `json:"quorum,omitempty" pulumi:"quorum,optional"` // how many compute nodes must come up; 0 is all
+	QueuePolicy string `json:"queuePolicy,omitempty" pulumi:"queuePolicy,optional"`
+	MatchPolicy string `json:"matchPolicy,omitempty" pulumi:"matchPolicy,optional"`
+}
+
+// The policies of Fluxion, from flux-config-sched-fluxion-qmanager(5) and flux-config-sched-fluxion-resource(5).
+func fluxQueuePolicies() []string { return []string{"fcfs", "easy", "conservative", "hybrid"} }
+func fluxMatchPolicies() []string {
+	return []string{"first", "firstnodex", "high", "low", "lonode", "lonodex", "hinode", "hinodex"}
 }
 
 // Pool is a number of like machines.

@@ -24,11 +24,12 @@ type Configuration struct{}
 
 // ConfigurationArgs say what is configured.
 type ConfigurationArgs struct {
-	Inventory  bed.Inventory `pulumi:"inventory"`
-	PrivateKey string        `pulumi:"privateKey" provider:"secret"`
-	MungeKey   string        `pulumi:"mungeKey" provider:"secret"`
-	CurveKey   string        `pulumi:"curveKey,optional" provider:"secret"`
-	Slow       bool          `pulumi:"slow,optional"`
+	Inventory    bed.Inventory     `pulumi:"inventory"`
+	PrivateKey   string            `pulumi:"privateKey" provider:"secret"`
+	MungeKey     string            `pulumi:"mungeKey" provider:"secret"`
+	CurveKey     string            `pulumi:"curveKey,optional" provider:"secret"`
+	FluxSettings *bed.FluxSettings `pulumi:"fluxSettings,optional"`
+	Slow         bool              `pulumi:"slow,optional"`
 	// Playbooks is filled in by Check: it makes a changed role run.
 	Playbooks string `pulumi:"playbooks,optional"`
 }
@@ -50,6 +51,7 @@ func (c *ConfigurationArgs) Annotate(a infer.Annotator) {
 	a.Describe(&c.PrivateKey, "Logs in to every node; OpenSSH PEM.")
 	a.Describe(&c.MungeKey, "base64")
 	a.Describe(&c.CurveKey, "The ZeroMQ CURVE certificate of Flux's brokers.")
+	a.Describe(&c.FluxSettings, "Quorum and policies of the Flux system instance; zero and empty are the role's own.")
 	a.Describe(&c.Slow, "Emulated machines: waits are longer.")
 	a.Describe(&c.Playbooks, "Digest of the playbooks; filled in by the provider.")
 }
@@ -106,6 +108,7 @@ func (*Configuration) Diff(_ context.Context, req infer.DiffRequest[Configuratio
 	mark("inventory", !reflect.DeepEqual(old.Inventory, now.Inventory))
 	mark("privateKey", old.PrivateKey != now.PrivateKey)
 	mark("mungeKey", old.MungeKey != now.MungeKey)
+	mark("fluxSettings", !reflect.DeepEqual(old.FluxSettings, now.FluxSettings))
 	mark("curveKey", old.CurveKey != now.CurveKey)
 	mark("playbooks", old.Playbooks != now.Playbooks)
 	return diff, nil
@@ -124,7 +127,14 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	}
 	vars := map[string]any{"bed_munge_key": args.MungeKey, "bed_curve_key": args.CurveKey}
 	if args.Slow {
-		vars["slurm_wait_seconds"] = 600
+		vars["slurm_wait_seconds"], vars["flux_wait_seconds"] = 600, 900
+	}
+	if f := args.FluxSettings; f != nil {
+		for name, v := range map[string]any{"flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
+			if v != "" && v != 0 {
+				vars[name] = v
+			}
+		}
 	}
 	enter := "bed ssh %s"
 	if stack := os.Getenv(StackEnv); stack != "" {
