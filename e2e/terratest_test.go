@@ -25,7 +25,7 @@ func stage(t *testing.T, name string, run func(t *testing.T)) (ok bool) {
 // time. Terratest's retry panics when its context is over, so that is looked at first.
 func eventually(t *testing.T, what string, within time.Duration, check func() error) {
 	t.Helper()
-	pause := 500 * time.Millisecond
+	pause := max(500*time.Millisecond, within/240) // each look is a line of the log
 	var last error
 	_, err := retry.DoWithRetryInterfaceContextE(t, t.Context(), what, int(within/pause), pause, func() (any, error) {
 		if err := context.Cause(t.Context()); err != nil {

@@ -67,7 +67,7 @@ func bake(ctx context.Context, b *bakery) error {
 		return err
 	}
 	b.m.Architecture = strings.TrimSpace(arch)
-	b.m.Tools = toolVersions(ctx)
+	b.m.Tools = toolVersions(ctx, b.dir)
 	if b.format == bed.VM {
 		if err := b.bootable(ctx, tree, b.m.Epoch); err != nil {
 			return err
@@ -200,11 +200,13 @@ func (b *bakery) explain(err error) error {
 	return err
 }
 
-// toolVersions are the versions of what baked an image.
-func toolVersions(ctx context.Context) map[string]string {
+// toolVersions are the versions of what baked an image. Asked for its own, Ansible makes a directory in its home, which is home here.
+func toolVersions(ctx context.Context, home string) map[string]string {
 	versions := map[string]string{}
 	for _, tool := range []string{"mmdebstrap", "ansible-playbook"} {
-		if out, err := exec.CommandContext(ctx, tool, "--version").Output(); err == nil {
+		cmd := exec.CommandContext(ctx, tool, "--version")
+		cmd.Env = append(environment(), "ANSIBLE_HOME="+filepath.Join(home, "ansible"))
+		if out, err := cmd.Output(); err == nil {
 			versions[tool], _, _ = strings.Cut(string(out), "\n")
 		}
 	}

@@ -185,3 +185,17 @@ func TestProgramsOfABakeBearTheMark(t *testing.T) {
 		assert.Equal(t, mark != "", strings.Contains(environ, "BEDFELLOW_MARK"))
 	}
 }
+
+// Nothing of a bake is in the home of who bakes.
+func TestToolVersionsLeaveHomeAlone(t *testing.T) {
+	if _, err := exec.LookPath("ansible-playbook"); err != nil {
+		hosttest.Lacks(t, "ansible-playbook")
+	}
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	versions := toolVersions(t.Context(), t.TempDir())
+	assert.Contains(t, versions["ansible-playbook"], "ansible-playbook")
+	left, err := os.ReadDir(home)
+	require.NoError(t, err)
+	assert.Empty(t, left)
+}
