@@ -26,14 +26,19 @@ func TestFlux(t *testing.T) {
 	}
 	p := newPlace(t, "flux", *stackFlag, "e2e-flux")
 	before := census(t)
+	data, err := os.ReadFile(artifact)
+	require.NoError(t, err)
+	artifact = filepath.Join(p.dir, "flux.tar")
+	require.NoError(t, os.WriteFile(artifact, data, 0o600))
 	t.Cleanup(func() {
+		require.NoError(t, os.Remove(artifact)) // a bed is destroyed without it too
 		p.ok(t, "destroy", "-s", p.stack)
 		same(t, before)
 	})
 	p.fails(t, 3, p.upArgs("workloadManager=flux", "flux="+filepath.Join(p.dir, "none.tar")), "none.tar", images.FluxEnv)
 	same(t, before)
 
-	settings := []string{"workloadManager=flux", "flux=" + artifact, "nodes=4"}
+	settings := []string{"workloadManager=flux", "flux=" + artifact, "nodes=4", "flux.mode=system"}
 	inv, _ := p.up(t, settings...)
 	require.Equal(t, "flux", inv.WorkloadManager)
 	t.Run("again", p.again)
@@ -81,6 +86,16 @@ func TestFlux(t *testing.T) {
 		}
 	})
 	t.Run("secrets", func(t *testing.T) { p.fluxSecrets(t, inv) })
+	t.Run("user mode", func(t *testing.T) {
+		p.up(t, append(settings, "flux.mode=user")...)
+		p.must(t, inv, 0, "sudo systemctl stop flux") // not this one runs the jobs
+		p.ok(t, "run", "selftest", "-s", p.stack)
+		p.ok(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "1"}, small...)...)
+		for i, n := range inv.Nodes {
+			assert.Empty(t, p.must(t, inv, i, "pgrep -u bed flux-broker || true; ls -d /tmp/bedfellow-* 2>/dev/null || true"), n.Name)
+		}
+		p.up(t, append(settings, "flux.mode=system")...)
+	})
 	t.Run("a broker that does not come", func(t *testing.T) { p.brokerAway(t, inv, settings) })
 }
 

@@ -73,6 +73,13 @@ func Run(ctx context.Context, o Options) (dir string, summary results.Summary, e
 	if err != nil {
 		return "", summary, err
 	}
+	if s, ok := manager.(wlm.Starter); ok {
+		step := progress.Start(ctx, "start %s on %d nodes", manager.Name(), len(o.Inventory.Compute()))
+		if err = step.End(s.Start(ctx)); err != nil {
+			return "", summary, err
+		}
+		defer func() { err = errors.Join(err, s.Close()) }()
+	}
 	run, err := describe(ctx, o, params, nodes, manager)
 	if err != nil {
 		return "", summary, fmt.Errorf("before scenario %s: %w", s.Name, err)

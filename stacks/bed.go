@@ -143,7 +143,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 			"curveKey": k.CurveKey, "slow": pulumi.Bool(args.Slow),
 		}
 		if f := args.FluxSettings; f != nil {
-			inputs["fluxSettings"] = pulumi.Map{"quorum": pulumi.Int(f.Quorum), "queuePolicy": pulumi.String(f.QueuePolicy), "matchPolicy": pulumi.String(f.MatchPolicy)}
+			inputs["fluxSettings"] = pulumi.Map{"mode": pulumi.String(f.Mode), "quorum": pulumi.Int(f.Quorum), "queuePolicy": pulumi.String(f.QueuePolicy), "matchPolicy": pulumi.String(f.MatchPolicy)}
 		}
 		if err := ctx.RegisterResource("bedfellow:index:Configuration", name+"-configuration", inputs, c, child); err != nil {
 			return nil, err
@@ -160,6 +160,9 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 	inv := bed.Inventory{
 		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: on.SharedKernel, Image: args.Image, ImageDigest: digest,
 		WorkloadManager: args.WorkloadManager, User: User,
+	}
+	if args.FluxSettings != nil && args.FluxSettings.Mode == "user" {
+		inv.FluxMode = "user"
 	}
 	found := map[string]map[string]any{}
 	for _, machine := range machines {

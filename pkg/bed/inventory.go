@@ -11,7 +11,8 @@ type Inventory struct {
 	Image           string          `json:"image" pulumi:"image"`               // definition
 	ImageDigest     string          `json:"imageDigest" pulumi:"imageDigest"`
 	WorkloadManager string          `json:"workloadManager" pulumi:"workloadManager"`
-	User            string          `json:"user" pulumi:"user"` // to log in as; may sudo
+	FluxMode        string          `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"` // user: scenarios start an instance of their own
+	User            string          `json:"user" pulumi:"user"`                            // to log in as; may sudo
 	Nodes           []InventoryNode `json:"nodes" pulumi:"nodes"`
 }
 

@@ -25,7 +25,7 @@ type Known struct {
 func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
-		"ttl", "pools", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy",
+		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy",
 	}
 }
 
@@ -85,7 +85,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 }
 
 func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
-	for _, key := range []string{"flux.quorum", "flux.queuePolicy", "flux.matchPolicy"} {
+	for _, key := range []string{"flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy"} {
 		if v, ok := p.values[key]; ok && s.WorkloadManager != "flux" {
 			p.problem(key, v, "is about Flux, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
 			return f
@@ -97,6 +97,9 @@ func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
 			p.problem("flux.quorum", v, "is not a number of compute nodes", "write a whole number from 1 on; without it all must come up")
 		}
 		f.Quorum = n
+	}
+	if _, ok := p.values["flux.mode"]; ok {
+		f.Mode = p.oneOf("flux.mode", "", []string{"system", "user"})
 	}
 	if _, ok := p.values["flux.queuePolicy"]; ok {
 		f.QueuePolicy = p.oneOf("flux.queuePolicy", "", fluxQueuePolicies())

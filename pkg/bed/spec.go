@@ -32,6 +32,7 @@ type Spec struct {
 
 // FluxSettings are choices of a Flux system instance. The zero value is what the role has.
 type FluxSettings struct {
+	Mode        string `json:"mode,omitempty" pulumi:"mode,optional"`     // system, which empty is too, or user
 	Quorum      int    `json:"quorum,omitempty" pulumi:"quorum,optional"` // how many compute nodes must come up; 0 is all
 	QueuePolicy string `json:"queuePolicy,omitempty" pulumi:"queuePolicy,optional"`
 	MatchPolicy string `json:"matchPolicy,omitempty" pulumi:"matchPolicy,optional"`

@@ -130,7 +130,7 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 		vars["slurm_wait_seconds"], vars["flux_wait_seconds"] = 600, 900
 	}
 	if f := args.FluxSettings; f != nil {
-		for name, v := range map[string]any{"flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
+		for name, v := range map[string]any{"bed_flux_mode": f.Mode, "flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
 			if v != "" && v != 0 {
 				vars[name] = v
 			}

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"errors"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -96,6 +97,10 @@ func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, Image
 		return gone, err
 	}
 	img, kept, err := store.Get(ctx, req.State.request())
+	if errors.Is(err, images.ErrNoFlux) { // what it was made from is gone since; a bed is destroyed without that too
+		progress.Note(ctx, "%v", err)
+		return infer.ReadResponse[ImageArgs, ImageState]{ID: req.ID, Inputs: req.Inputs, State: req.State}, nil
+	}
 	if err != nil {
 		return gone, err
 	}

@@ -53,3 +53,14 @@ func TestDamagedImage(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, diff.HasChanges, "refresh shows the damage")
 }
+
+// The Flux that an image was made from may be gone when its bed is refreshed or destroyed.
+func TestImageOutlivesItsFlux(t *testing.T) {
+	s := newPlugin(t)
+	state := property.NewMap(map[string]property.Value{
+		"definition": text("debian-12"), "flux": text(filepath.Join(t.TempDir(), "gone.tar")), "key": text("k"), "digest": text("sha256:d"), "path": text("/p"),
+	})
+	read, err := s.Read(p.ReadRequest{Urn: urn("Image"), ID: "debian-12", Properties: state, Inputs: state.Delete("key").Delete("digest").Delete("path")})
+	require.NoError(t, err)
+	assert.Equal(t, "sha256:d", read.Properties.Get("digest").AsString())
+}

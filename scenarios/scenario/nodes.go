@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 // Nodes are the connections to a bed's nodes: one each, made when first needed, and again after one broke. Every node's host key
@@ -111,6 +113,47 @@ func (n *Nodes) Feed(ctx context.Context, node, command string, stdin []byte) (r
 	}
 	return r, err
 }
+
+// Hold runs a command whose standard input begins so and stays open until it is released, or this process is no more.
+func (n *Nodes) Hold(ctx context.Context, node, command string, stdin []byte) (wlm.Held, error) {
+	client, err := n.Client(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	return Hold(ctx, client, command, stdin), nil
+}
+
+// Hold is Nodes.Hold on a connection.
+func Hold(ctx context.Context, client *remote.Client, command string, stdin []byte) wlm.Held {
+	r, w := io.Pipe()
+	h := &held{stdin: w, done: make(chan struct{})}
+	go func() {
+		defer close(h.done)
+		_, h.err = client.Feed(context.WithoutCancel(ctx), command, io.MultiReader(bytes.NewReader(stdin), r))
+		_ = r.Close()
+	}()
+	return h
+}
+
+type held struct {
+	stdin *io.PipeWriter
+	done  chan struct{}
+	err   error // once done
+}
+
+func (h *held) Done() <-chan struct{} { return h.done }
+
+func (h *held) Release() error {
+	_ = h.stdin.Close()
+	select {
+	case <-h.done:
+		return h.err
+	case <-time.After(releaseTimeout):
+		return fmt.Errorf("the command did not end within %s of being let go", releaseTimeout)
+	}
+}
+
+const releaseTimeout = time.Minute
 
 // drop forgets a connection that broke, so that the next command makes a new one.
 func (n *Nodes) drop(c *remote.Client) {

@@ -20,15 +20,17 @@ import (
 // flux drives the commands of a Flux system instance on the control node, which is its first rank. What they say is read as JSON.
 type flux struct {
 	waiter
-	control string // node
-	nodes   Nodes
+	control     string   // node where its commands run
+	environment string   // of its commands: numbers of jobs in ASCII, and which instance is meant
+	admin       []string // what makes its owner of the bed's user
+	nodes       Nodes
 
 	asking sync.Mutex
 	pmix   *bool // whether the shell has the plugin that Open MPI starts by; nil is not known
 }
 
 func newFlux(inv bed.Inventory, nodes Nodes) *flux {
-	f := &flux{control: inv.Control().Name, nodes: nodes}
+	f := &flux{control: inv.Control().Name, environment: "FLUX_F58_FORCE_ASCII=1", admin: []string{"sudo"}, nodes: nodes}
 	f.waiter.init(f)
 	return f
 }
@@ -41,9 +43,9 @@ func (f *flux) look() string {
 
 func (f *flux) queue() string { return fmt.Sprintf("`bed ssh %s -- flux jobs -A`", f.control) }
 
-// run runs a command of Flux's on the control node. It writes job numbers in ASCII.
+// run runs a command of Flux's.
 func (f *flux) run(ctx context.Context, stdin []byte, argv ...string) (string, error) {
-	return command(ctx, f.timing.command, f.nodes, f.control, "FLUX_F58_FORCE_ASCII=1", f.Name(), stdin, argv)
+	return command(ctx, f.timing.command, f.nodes, f.control, f.environment, f.Name(), stdin, argv)
 }
 
 // Version is that of flux-core, with what it was built with.
@@ -359,11 +361,11 @@ func (a *fluxAllocation) Release(ctx context.Context) error {
 }
 
 func (f *flux) Drain(ctx context.Context, node, reason string) error {
-	_, err := f.run(ctx, nil, "sudo", "flux", "resource", "drain", "--force", node, reason)
+	_, err := f.run(ctx, nil, append(slices.Clone(f.admin), "flux", "resource", "drain", "--force", node, reason)...)
 	return err
 }
 
 func (f *flux) Undrain(ctx context.Context, node string) error {
-	_, err := f.run(ctx, nil, "sudo", "flux", "resource", "undrain", node)
+	_, err := f.run(ctx, nil, append(slices.Clone(f.admin), "flux", "resource", "undrain", node)...)
 	return err
 }

@@ -37,6 +37,10 @@ func (r reach) Feed(ctx context.Context, node, command string, stdin []byte) (re
 	return c.Feed(ctx, command, strings.NewReader(string(stdin)))
 }
 
+func (r reach) Hold(ctx context.Context, node, command string, stdin []byte) (Held, error) {
+	return nil, errors.New("the nodes of scenario hold commands")
+}
+
 func open(t *testing.T) (*fakebed.Bed, *slurm) {
 	t.Parallel()
 	b := fakebed.Start(t, 2)

@@ -53,6 +53,8 @@ type Allocation interface {
 type Nodes interface {
 	Run(ctx context.Context, node, command string) (remote.Result, error)
 	Feed(ctx context.Context, node, command string, stdin []byte) (remote.Result, error)
+	// Hold runs a command whose standard input begins so and stays open until it is released.
+	Hold(ctx context.Context, node, command string, stdin []byte) (Held, error)
 }
 
 // Open returns the inventory's workload manager. Nothing is sent to any node yet.
@@ -61,6 +63,9 @@ func Open(inv bed.Inventory, nodes Nodes) (Manager, error) {
 	case "slurm":
 		return newSlurm(inv, nodes), nil
 	case "flux":
+		if inv.FluxMode == "user" {
+			return newFluxUser(inv, nodes), nil
+		}
 		return newFlux(inv, nodes), nil
 	default:
 		return nil, bed.Problems{{

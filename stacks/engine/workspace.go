@@ -72,7 +72,11 @@ func Open(root, stack string, settings map[string]string) (*Workspace, error) {
 		return nil, fmt.Errorf("%s: %w", w.configFile(), err)
 	}
 	for key, value := range settings {
-		w.values[strings.TrimPrefix(key, stacks.Namespace+":")] = value
+		key = strings.TrimPrefix(key, stacks.Namespace+":")
+		if key == "flux" && value != "" { // kept, and so of use from another folder too
+			value = stacks.FluxOf(value)
+		}
+		w.values[key] = value
 	}
 	return w, nil
 }
