@@ -45,10 +45,12 @@ func TestInside(t *testing.T) {
 	if !kept {
 		hosttest.Lacks(t, "the quickstart's image: bed image build debian-12")
 	}
-	in.send(exec.CommandContext(t.Context(), "tar", "-C", store.Dir(), "--numeric-owner", "-czf", "-", img.Key),
-		"sudo sh -c 'mkdir -p "+store.Dir()+" && tar -C "+store.Dir()+" --numeric-owner -xzpf -'")
+	const whole = " --numeric-owner --acls --xattrs --xattrs-include=* " // ping has capabilities, the journal's directory an access list
+	in.send(exec.CommandContext(t.Context(), "tar", append(strings.Fields(whole), "-C", store.Dir(), "-czf", "-", img.Key)...),
+		"sudo sh -c 'mkdir -p "+store.Dir()+" && tar -C "+store.Dir()+whole+"-xzpf -'")
 
 	t.Run("conformance", func(t *testing.T) {
+		in := inside{t, in.client}
 		suite := work(t, "nspawn.test")
 		build := exec.Command("go", "test", "-c", "-o", suite, "../provision/nspawn")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0") // nothing of this host's libraries is there
@@ -61,6 +63,7 @@ func TestInside(t *testing.T) {
 		require.Contains(t, said, "--- PASS: TestConformance/killed_supervisor/ManyAtOnce")
 	})
 	t.Run("quickstart", func(t *testing.T) {
+		in := inside{t, in.client}
 		in.send(exec.CommandContext(t.Context(), "tar", "-C", p.dir, "-chzf", "-", "Pulumi.yaml", "bin/bed", "bin/pulumi", "bin/pulumi-resource-bedfellow"),
 			"sudo sh -c 'mkdir -p /root/clone && tar -C /root/clone -xzf -'")
 		bed := func(args string) string {

@@ -390,17 +390,19 @@ func writeMembers(out io.Writer, files map[string]memberFile) error {
 // another distribution have other names.
 func (b *bakery) fluxRuns(tree, archive string) error {
 	have := map[string]bool{}
-	err := filepath.WalkDir(filepath.Join(tree, "usr"), func(p string, d fs.DirEntry, err error) error {
-		if err == nil && strings.Contains(d.Name(), ".so") {
-			have[d.Name()] = true
+	for _, dir := range []string{"usr", "lib", "lib64"} { // the last two are links into the first, or not
+		err := filepath.WalkDir(filepath.Join(tree, dir), func(p string, d fs.DirEntry, err error) error {
+			if err == nil && strings.Contains(d.Name(), ".so") {
+				have[d.Name()] = true
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	missing := map[string]bool{}
-	err = eachMember(archive, func(h *tar.Header, r io.Reader) error {
+	err := eachMember(archive, func(h *tar.Header, r io.Reader) error {
 		if h.Typeflag != tar.TypeReg || h.Size < 64 {
 			return nil
 		}

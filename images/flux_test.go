@@ -170,8 +170,9 @@ func TestFluxForAnotherDistributionSaysWhatItNeeds(t *testing.T) {
 	err = b.fluxRuns(tree, artifact)
 	require.ErrorContains(t, err, "libc.so.6")
 	assert.ErrorContains(t, err, "another distribution")
-	for _, lib := range []string{"libc.so.6", "libselinux.so.1", "ld-linux-x86-64.so.2", "libcap.so.2"} {
-		require.NoError(t, os.WriteFile(filepath.Join(tree, "usr/lib", lib), nil, 0o644))
+	require.NoError(t, os.MkdirAll(filepath.Join(tree, "lib"), 0o755))
+	for i, lib := range []string{"libc.so.6", "libselinux.so.1", "ld-linux-x86-64.so.2", "libcap.so.2"} {
+		require.NoError(t, os.WriteFile(filepath.Join(tree, []string{"usr/lib", "lib"}[i%2], lib), nil, 0o644))
 	}
 	assert.NoError(t, b.fluxRuns(tree, artifact))
 

@@ -366,6 +366,6 @@ func (f *flux) Drain(ctx context.Context, node, reason string) error {
 }
 
 func (f *flux) Undrain(ctx context.Context, node string) error {
-	_, err := f.run(ctx, nil, append(slices.Clone(f.admin), "flux", "resource", "undrain", node)...)
+	_, err := f.run(ctx, nil, append(slices.Clone(f.admin), "flux", "resource", "undrain", "--update", node)...)
 	return err
 }
