@@ -114,10 +114,18 @@ func (s *Store) build(ctx context.Context, step *progress.Step, b *bakery) (_ Im
 			err = errors.Join(s.explainSpace(err), removeTree(b.dir))
 		}
 	}()
-	if s.Elsewhere != nil && b.recipe.elsewhere() {
+	away := false
+	if s.Elsewhere != nil {
+		away, err = b.recipe.elsewhere()
+	}
+	switch {
+	case err != nil:
+	case away:
 		err = s.bakeElsewhere(ctx, b)
-	} else if err = s.bake(ctx, b); err == nil {
-		err = b.finish(ctx)
+	default:
+		if err = s.bake(ctx, b); err == nil {
+			err = b.finish(ctx)
+		}
 	}
 	if err != nil {
 		return Image{}, err

@@ -32,12 +32,15 @@ const BakeEnv = "BEDFELLOW_BAKE"
 type Elsewhere func(ctx context.Context, req Request, out io.Writer) error
 
 // elsewhere tells whether a VM image is to be baked on another machine: where the bake's tools or root are not to be had.
-func (r recipe) elsewhere() bool {
-	if r.format != bed.VM || r.art.Digest != "" && r.art.pin.Source == "" { // what lies on this host is not on the other
-		return false
-	}
+func (r recipe) elsewhere() (bool, error) {
 	_, err := exec.LookPath("mmdebstrap")
-	return os.Getenv(BakeEnv) == "vm" || runtime.GOOS != "linux" || os.Geteuid() != 0 || err != nil
+	if r.format != bed.VM || os.Getenv(BakeEnv) != "vm" && runtime.GOOS == "linux" && os.Geteuid() == 0 && err == nil {
+		return false, nil
+	}
+	if r.art.Digest != "" && r.art.pin.Source == "" {
+		return false, fmt.Errorf("%w: the image is baked in a virtual machine, to which %s does not come; give its address with a digest: https://…#sha256:…", ErrNoFlux, r.art.Source)
+	}
+	return true, nil
 }
 
 // bakeElsewhere has the image baked on another machine and takes it over. What comes is checked as an image of the store is.
@@ -47,7 +50,7 @@ func (s *Store) bakeElsewhere(ctx context.Context, b *bakery) error {
 	defer cancel(nil)
 	done := make(chan error, 1)
 	go func() {
-		err := s.Elsewhere(ctx, Request{Definition: b.def.Name, Format: b.format, Roles: b.roles, Flux: b.art.Source}, w)
+		err := s.Elsewhere(ctx, Request{Definition: b.def.Name, Format: b.format, Roles: b.roles, Flux: b.art.address()}, w)
 		w.CloseWithError(err)
 		done <- err
 	}()
@@ -90,8 +93,9 @@ func untar(r io.Reader, dir string) error {
 	in := tar.NewReader(r)
 	for {
 		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
+		if errors.Is(err, io.EOF) { // tar fills its last block
+			_, err := io.Copy(io.Discard, r)
+			return err
 		}
 		if err != nil {
 			return err
@@ -156,7 +160,7 @@ func (s *Store) Fetch(ctx context.Context, p Pin, as string) (path string, err e
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("fetching %s: %s answered %s; distributions keep an image for some months: name a newer one in %s and run `bed lock`", p.Name, p.Source, resp.Status, LockFile)
+		return "", fmt.Errorf("fetching %s: %s answered %s; what is there no more is named anew, in %s for what a lock names, and pinned by `bed lock`", p.Name, p.Source, resp.Status, LockFile)
 	}
 	part := path + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
@@ -171,7 +175,7 @@ func (s *Store) Fetch(ctx context.Context, p Pin, as string) (path string, err e
 		return "", s.explainSpace(fmt.Errorf("fetching %s: %w", p.Name, err))
 	}
 	if is := hex.EncodeToString(h.Sum(nil)); is != want {
-		return "", fmt.Errorf("%s has the digest %s:%s, not %s as the lock has it; nothing was kept. If the source was meant to change, `bed lock` shows and takes the change", p.Source, kind, is, p.Digest)
+		return "", fmt.Errorf("%s has the digest %s:%s, not %s that was asked for; nothing was kept. If the source was meant to change, say so: `bed lock` does for what a lock names", p.Source, kind, is, p.Digest)
 	}
 	return path, os.Rename(part, path)
 }

@@ -33,6 +33,7 @@ func archive(t *testing.T, files map[string]string) []byte {
 		require.NoError(t, err)
 	}
 	require.NoError(t, w.Close())
+	out.Write(make([]byte, 10240-out.Len()%10240)) // as tar fills its last block
 	return out.Bytes()
 }
 

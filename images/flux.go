@@ -50,6 +50,14 @@ type fluxArtifact struct {
 	pin    Pin    // where it is fetched from, if it is
 }
 
+// address names the artifact for another machine, whose lock may be another.
+func (a fluxArtifact) address() string {
+	if a.pin.Source == "" {
+		return a.Source
+	}
+	return a.pin.Source + "#" + a.pin.Digest
+}
+
 // resolveFlux finds out which Flux a request means, without fetching it: what is on disk is read.
 func resolveFlux(source, definition string) (fluxArtifact, error) {
 	a := fluxArtifact{Source: source}
@@ -148,13 +156,17 @@ func (b *bakery) flux(ctx context.Context, tree string) error {
 		if err := b.fluxTar(ctx, kept); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrNoFlux, b.art.Source, err)
 		}
+		if now, err := resolveFlux(b.art.address(), b.def.Name); err != nil || now.Digest != b.art.Digest {
+			return fmt.Errorf("%w: %s was changed during the bake (%w); bake again", ErrNoFlux, b.art.Source, errors.Join(err, errors.New("it has another digest now")))
+		}
 		k, err := b.keepFile(kept)
 		if err != nil {
 			return err
 		}
 		b.m.Flux = &FluxManifest{Source: b.art.Source, Digest: b.art.Digest, Kept: k}
 	}
-	if _, err := b.run(ctx, b.contained(`exec tar -C "$1" --no-overwrite-dir -xpf "$2"`, tree, kept)); err != nil {
+	// In the tree, so that no link in it leads to the host; root's, whoever packed it.
+	if _, err := b.run(ctx, b.contained(`exec chroot "$1" tar -C / --keep-directory-symlink --no-same-owner -xpf - <"$2"`, tree, kept)); err != nil {
 		return fmt.Errorf("%w: unpacking %s: %w", ErrNoFlux, b.m.Flux.Source, err)
 	}
 	if err := b.fluxRuns(tree, kept); err != nil {
@@ -193,8 +205,10 @@ func (b *bakery) fluxTar(ctx context.Context, to string) error {
 	if filepath.Ext(files[0]) != ".deb" {
 		return plainTar(files[0], to)
 	}
-	tree := filepath.Join(b.dir, "flux-debs")
-	for _, f := range files {
+	var trees []string
+	for i, f := range files {
+		tree := filepath.Join(b.dir, fmt.Sprintf("flux-deb-%d", i)) // of its own: what one links, the next must not follow
+		trees = append(trees, tree)
 		about, err := b.run(ctx, []string{"dpkg-deb", "--field", f, "Architecture"})
 		if err != nil {
 			return err
@@ -206,8 +220,14 @@ func (b *bakery) fluxTar(ctx context.Context, to string) error {
 			return err
 		}
 	}
-	_, err := b.run(ctx, []string{"tar", "-C", tree, "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-cf", to, "."})
-	return err
+	argv := []string{"tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-cf", to}
+	for _, tree := range trees {
+		argv = append(argv, "-C", tree, ".")
+	}
+	if _, err := b.run(ctx, argv); err != nil {
+		return err
+	}
+	return checkTar(to)
 }
 
 // plainTar copies a tar archive, without its compression if it is gzip's.
@@ -234,8 +254,8 @@ func checkTar(archive string) error {
 	err := eachMember(archive, func(h *tar.Header, _ io.Reader) error {
 		name := path.Clean("/" + h.Name)
 		top, _, _ := strings.Cut(name[1:], "/")
-		if strings.Contains("/"+h.Name+"/", "/../") || !slices.Contains([]string{"", "usr", "etc", "opt"}, top) {
-			return fmt.Errorf("it has %q, and a tree of Flux has /usr, /etc and /opt", h.Name)
+		if strings.Contains("/"+h.Name+"/", "/../") || !slices.Contains([]string{"", "usr", "lib", "etc", "opt"}, top) {
+			return fmt.Errorf("it has %q, and a tree of Flux has /usr, /lib, /etc and /opt", h.Name)
 		}
 		found = found || name == "/usr/bin/flux"
 		return nil

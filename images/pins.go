@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -203,13 +202,12 @@ func fetch(ctx context.Context, from string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 }
 
-// WriteLock puts a lock into a folder, whole or not at all.
-func WriteLock(dir string, l Lock) error {
+// Write puts a lock into a file, whole or not at all.
+func (l Lock) Write(to string) error {
 	data, err := l.Format()
 	if err != nil {
 		return err
 	}
-	to := filepath.Join(dir, LockFile)
 	if err := os.WriteFile(to+".part", data, 0o644); err != nil {
 		return err
 	}

@@ -140,13 +140,13 @@ func TestNearestLockCounts(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotEmpty(t, builtIn)
 	here := Lock{{Name: "here", Source: "https://example.org/here"}}
-	require.NoError(t, WriteLock(dir, here))
+	require.NoError(t, here.Write(filepath.Join(dir, LockFile)))
 	found, err := OpenLock()
 	require.NoError(t, err)
 	assert.Equal(t, here, found)
 	there := Lock{{Name: "there", Source: "https://example.org/there"}}
 	require.NoError(t, os.Mkdir("other", 0o755))
-	require.NoError(t, WriteLock("other", there))
+	require.NoError(t, there.Write(filepath.Join("other", LockFile)))
 	t.Setenv(LockEnv, filepath.Join(dir, "other", LockFile))
 	found, err = OpenLock()
 	require.NoError(t, err)

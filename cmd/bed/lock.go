@@ -25,6 +25,10 @@ func (a *app) lock() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			file := os.Getenv(images.LockEnv) // named by the user, or found beside Pulumi.yaml
+			if file == "" {
+				file = filepath.Join(root, images.LockFile)
+			}
 			lock, err := images.OpenLock()
 			if err != nil {
 				return err
@@ -49,14 +53,14 @@ func (a *app) lock() *cobra.Command {
 			}
 			write := changed > 0 && (yes || a.output == "text" && agreed())
 			if write {
-				if err := images.WriteLock(root, lock); err != nil {
+				if err := lock.Write(file); err != nil {
 					return err
 				}
 			}
 			printed := a.print(map[string]any{"pins": changes, "written": write}, func() {
 				switch {
 				case write:
-					fmt.Println("written: " + filepath.Join(root, images.LockFile))
+					fmt.Println("written: " + file)
 				case changed > 0:
 					fmt.Println("nothing was written; `bed lock --yes` does it")
 				}

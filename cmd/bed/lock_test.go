@@ -31,7 +31,7 @@ func TestLockShowsBeforeItWrites(t *testing.T) {
 		{Name: "moved", Source: server.URL + "/moved", Digest: "sha256:" + old},
 		{Name: "same", Source: server.URL + "/same", Digest: "sha256:" + old},
 	}
-	require.NoError(t, images.WriteLock(dir, lock))
+	require.NoError(t, lock.Write(filepath.Join(dir, images.LockFile)))
 	before, err := os.ReadFile(filepath.Join(dir, images.LockFile))
 	require.NoError(t, err)
 

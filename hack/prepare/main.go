@@ -95,12 +95,8 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		if err := install(ctx, lacking); err != nil {
 			return err
 		}
-		format := bed.Tree
 		if driver == "lima" {
-			format = bed.VM
-			if err := account(ctx); err != nil {
-				return err
-			}
+			return account(ctx)
 		}
 		if image == "" {
 			return nil
@@ -109,7 +105,7 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		if err != nil {
 			return err
 		}
-		_, err = store.Build(ctx, images.Request{Definition: image, Format: format})
+		_, err = store.Build(ctx, images.Request{Definition: image})
 		return err
 	})
 	begin(func() error {
@@ -137,6 +133,9 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		return command(ctx, "build bin/pulumi "+pulumi, nil, "go", "build", "-ldflags", stamp, "-o", "bin/pulumi", "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi")
 	})
 	wg.Wait()
+	if len(errs) == 0 && driver == "lima" && image != "" { // last, for the machine that may have to bake runs what was built
+		errs = append(errs, command(ctx, "bake "+image, nil, "bin/bed", "image", "build", image, "--format", string(bed.VM)))
+	}
 	return errors.Join(errs...)
 }
 

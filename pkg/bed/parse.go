@@ -63,7 +63,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		p.problem("name", s.Name, err.Error(), "choose another with -c name=…")
 	}
 	if s.Flux != "" && s.WorkloadManager != "flux" {
-		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
+		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or take it back with -c flux=")
 	}
 	s.FluxSettings = p.fluxSettings(s)
 	if v := p.text("ttl", ""); v != "" {
@@ -86,25 +86,25 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 
 func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
 	for _, key := range []string{"flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy"} {
-		if v, ok := p.values[key]; ok && s.WorkloadManager != "flux" {
-			p.problem(key, v, "is about Flux, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or leave it out")
+		if v := p.text(key, ""); v != "" && s.WorkloadManager != "flux" {
+			p.problem(key, v, "is about Flux, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or take it back with -c "+key+"=")
 			return f
 		}
 	}
-	if v, ok := p.values["flux.quorum"]; ok {
+	if v := p.text("flux.quorum", ""); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 {
 			p.problem("flux.quorum", v, "is not a number of compute nodes", "write a whole number from 1 on; without it all must come up")
 		}
 		f.Quorum = n
 	}
-	if _, ok := p.values["flux.mode"]; ok {
+	if p.text("flux.mode", "") != "" {
 		f.Mode = p.oneOf("flux.mode", "", []string{"system", "user"})
 	}
-	if _, ok := p.values["flux.queuePolicy"]; ok {
+	if p.text("flux.queuePolicy", "") != "" {
 		f.QueuePolicy = p.oneOf("flux.queuePolicy", "", fluxQueuePolicies())
 	}
-	if _, ok := p.values["flux.matchPolicy"]; ok {
+	if p.text("flux.matchPolicy", "") != "" {
 		f.MatchPolicy = p.oneOf("flux.matchPolicy", "", fluxMatchPolicies())
 	}
 	return f

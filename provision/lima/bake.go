@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -104,7 +106,8 @@ func (b Baker) machine(req images.Request, image, digest string) (provision.Mach
 	signer, err := ssh.NewSignerFromKey(pairs[1])
 	id := make([]byte, 4)
 	_, _ = rand.Read(id)
-	name := "bake-" + strings.ReplaceAll(req.Definition, ".", "")
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", req)) // two requests of a definition may be baked at once
+	name := "bake-" + hex.EncodeToString(sum[:4])
 	return provision.Machine{
 		Name: name + "-1", Owner: provision.Owner{Bed: name, ID: hex.EncodeToString(id), State: "bake of " + req.Definition},
 		Role: bed.Control, CPUs: b.CPUs, Memory: b.Memory, Disk: 24 * bed.GiB, Image: image, ImageDigest: digest, Network: "outbound", User: "bed",
@@ -124,9 +127,9 @@ func prepare(ctx context.Context, client *remote.Client, program []byte) (err er
 	for name := range packages {
 		names = append(names, name)
 	}
-	lines := &lineWriter{line: func(line string) { step.Update("%s", line) }}
-	if err := client.Stream(ctx, "sudo env DEBIAN_FRONTEND=noninteractive sh -euc 'apt-get -qq -o DPkg::Lock::Timeout=600 update; "+
-		"exec apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "+strings.Join(names, " ")+"'", lines, lines); err != nil {
+	lines := func() io.Writer { return &lineWriter{line: func(line string) { step.Update("%s", line) }} } // one for each stream
+	if err := client.Stream(ctx, "sudo env "+handedOver()+"DEBIAN_FRONTEND=noninteractive sh -euc 'apt-get -qq -o DPkg::Lock::Timeout=600 update; "+
+		"exec apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "+strings.Join(names, " ")+"'", lines(), lines()); err != nil {
 		return err
 	}
 	return client.Write(ctx, "bed", program, 0o755)
@@ -142,11 +145,7 @@ func bakeInside(ctx context.Context, client *remote.Client, req images.Request, 
 			sink(e)
 		}
 	}}
-	command := "sudo"
-	if mirror := os.Getenv("BEDFELLOW_MIRROR"); mirror != "" {
-		command += " env BEDFELLOW_MIRROR=" + remote.Quote(mirror)
-	}
-	command += " ./bed image build " + remote.Quote(req.Definition) + " --format " + string(req.Format) + " --roles " + remote.Quote(strings.Join(req.Roles, ",")) + " -o json"
+	command := "sudo env " + handedOver() + "./bed image build " + remote.Quote(req.Definition) + " --format " + string(req.Format) + " --roles " + remote.Quote(strings.Join(req.Roles, ",")) + " -o json"
 	if req.Flux != "" {
 		command += " --flux " + remote.Quote(req.Flux)
 	}
@@ -156,10 +155,22 @@ func bakeInside(ctx context.Context, client *remote.Client, req images.Request, 
 	}
 	var img images.Image
 	if err := json.Unmarshal([]byte(said.String()), &img); err != nil || img.Path == "" {
-		return fmt.Errorf("node %s baked, and said %q where the image was expected: %w", client.Target.Name, said.String(), err)
+		return errors.Join(fmt.Errorf("node %s baked, and said %q where the image was expected", client.Target.Name, said.String()), err)
 	}
 	step := progress.Start(ctx, "take the image over")
 	return step.End(client.Stream(ctx, "sudo tar -C "+remote.Quote(filepath.Dir(img.Path))+" -cf - .", out, io.Discard))
+}
+
+// handedOver are the settings of this process that say how archives are reached, for env(1).
+func handedOver() string {
+	out := ""
+	for _, v := range os.Environ() {
+		name, value, _ := strings.Cut(v, "=")
+		if slices.Contains([]string{"http_proxy", "https_proxy", "no_proxy", "bedfellow_mirror"}, strings.ToLower(name)) {
+			out += name + "=" + remote.Quote(value) + " "
+		}
+	}
+	return out
 }
 
 // lineWriter calls a function with each line.

@@ -87,9 +87,9 @@ func TestRealBake(t *testing.T) {
 	data, err := os.ReadFile(filepath.Join(image, bed.DiskFile))
 	require.NoError(t, err)
 	dir, root := t.TempDir(), shortRoot(t)
-	require.NoError(t, images.WriteLock(dir, images.Lock{{
+	require.NoError(t, images.Lock{{
 		Name: "cloud-image/debian-13/" + runtime.GOARCH, Source: server.URL + "/" + bed.DiskFile, Digest: fmt.Sprintf("sha256:%x", sha256.Sum256(data)),
-	}}))
+	}}.Write(filepath.Join(dir, images.LockFile)))
 	t.Setenv(images.LockEnv, filepath.Join(dir, images.LockFile))
 	t.Setenv(images.BakeEnv, "vm")
 	command := filepath.Join(dir, "bed")

@@ -22,6 +22,9 @@ type Nodes struct {
 	inventory bed.Inventory
 	signer    ssh.Signer
 	slots     map[string]*slot
+
+	mu      sync.Mutex
+	holding []*remote.Client // by Hold; some may have ended
 }
 
 // slot is the connection to one node. Its lock is held while dialling only.
@@ -58,6 +61,11 @@ func (n *Nodes) Close() error {
 		}
 		s.mu.Unlock()
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, client := range n.holding {
+		_ = client.Close() // an error says that it is closed
+	}
 	return errors.Join(errs...)
 }
 
@@ -76,13 +84,8 @@ func (n *Nodes) Client(ctx context.Context, node string) (*remote.Client, error)
 	case s.client != nil:
 		return s.client, nil
 	}
-	s.client, err = remote.Dial(ctx, remote.Target{
-		Name: at.Name, Address: at.Address, Port: at.Port, User: n.inventory.User, HostKey: at.HostKey, Signer: n.signer,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w; see `bed status`, and `bed up` repairs the node", err)
-	}
-	return s.client, nil
+	s.client, err = n.dial(ctx, at)
+	return s.client, err
 }
 
 // Run runs a shell command on a node, like remote.Client's.
@@ -114,25 +117,38 @@ func (n *Nodes) Feed(ctx context.Context, node, command string, stdin []byte) (r
 	return r, err
 }
 
-// Hold runs a command whose standard input begins so and stays open until it is released, or this process is no more.
+// Hold runs a command whose standard input begins so and stays open until it is released, or this process is no more. It has a
+// connection of its own: one that other commands use ends with the first of them that hangs.
 func (n *Nodes) Hold(ctx context.Context, node, command string, stdin []byte) (wlm.Held, error) {
-	client, err := n.Client(ctx, node)
+	at, err := n.inventory.Node(node)
 	if err != nil {
 		return nil, err
 	}
-	return Hold(ctx, client, command, stdin), nil
-}
-
-// Hold is Nodes.Hold on a connection.
-func Hold(ctx context.Context, client *remote.Client, command string, stdin []byte) wlm.Held {
+	client, err := n.dial(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.holding = append(n.holding, client)
+	n.mu.Unlock()
 	r, w := io.Pipe()
 	h := &held{stdin: w, done: make(chan struct{})}
 	go func() {
 		defer close(h.done)
 		_, h.err = client.Feed(context.WithoutCancel(ctx), command, io.MultiReader(bytes.NewReader(stdin), r))
-		_ = r.Close()
+		_, _ = r.Close(), client.Close()
 	}()
-	return h
+	return h, nil
+}
+
+func (n *Nodes) dial(ctx context.Context, at bed.InventoryNode) (*remote.Client, error) {
+	client, err := remote.Dial(ctx, remote.Target{
+		Name: at.Name, Address: at.Address, Port: at.Port, User: n.inventory.User, HostKey: at.HostKey, Signer: n.signer,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w; see `bed status`, and `bed up` repairs the node", err)
+	}
+	return client, nil
 }
 
 type held struct {

@@ -49,6 +49,10 @@ func FluxScenario() scenario.Scenario {
 				return bed.Problems{{Key: "workloadManager", Value: env.Manager.Name(), Host: true, Reason: "flux-selftest looks at Flux, which bed " + env.Inventory.Bed + " does not have",
 					Remedy: "bring the bed up with -c workloadManager=flux"}}
 			}
+			if env.Inventory.FluxMode == "user" {
+				return bed.Problems{{Key: "flux.mode", Value: "user", Host: true, Reason: "flux-selftest looks at a system instance, and each run on bed " + env.Inventory.Bed + " has one of its own",
+					Remedy: "bring the bed up with -c flux.mode=system"}}
+			}
 			for r := range env.Repeats {
 				if err := lookAtFlux(ctx, env, r+1); err != nil {
 					return err
@@ -229,15 +233,20 @@ func (l *fluxLook) nested(ctx context.Context) (seen string, err error) {
 
 // drained takes a node out, runs as many jobs as there are nodes at once, and looks where they were.
 func (l *fluxLook) drained(ctx context.Context, node string) (seen string, err error) {
-	if err := l.Manager.Drain(ctx, node, "flux-selftest looks whether it gets a job"); err != nil {
+	// Taken back by the control node itself when this process is no more.
+	guard, err := l.Nodes.Hold(ctx, l.Inventory.Control().Name, "cat >/dev/null; sudo flux resource undrain --update "+remote.Quote(node), nil)
+	if err != nil {
 		return "", err
 	}
 	defer func() {
-		err = errors.Join(err, l.Manager.Undrain(context.WithoutCancel(ctx), node))
+		err = errors.Join(err, guard.Release())
 		if err == nil {
 			err = l.runsOn(ctx, node)
 		}
 	}()
+	if err := l.Manager.Drain(ctx, node, "flux-selftest looks whether it gets a job"); err != nil {
+		return "", err
+	}
 	have, err := l.Manager.Resources(ctx)
 	if err != nil {
 		return "", err
@@ -275,17 +284,14 @@ func (l *fluxLook) rejoins(ctx context.Context, node string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		have, err := l.Manager.Resources(ctx)
-		if err != nil {
-			return "", err
-		}
-		there := slices.ContainsFunc(have.Nodes, func(n wlm.NodeState) bool { return n.Name == node && n.Usable })
+		have, err := l.Manager.Resources(ctx) // of a bed of one node, the first broker is the one that was killed
+		there := err == nil && slices.ContainsFunc(have.Nodes, func(n wlm.NodeState) bool { return n.Name == node && n.Usable })
 		if text := strings.TrimSpace(string(now.Stdout)); there && text != "0" && text != strings.TrimSpace(string(before.Stdout)) {
 			break
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("%w; flux has %s", context.Cause(ctx), have)
+			return "", errors.Join(fmt.Errorf("%w; flux has %s", context.Cause(ctx), have), err)
 		case <-time.After(500 * time.Millisecond):
 		}
 	}

@@ -23,6 +23,7 @@ type flux struct {
 	control     string   // node where its commands run
 	environment string   // of its commands: numbers of jobs in ASCII, and which instance is meant
 	admin       []string // what makes its owner of the bed's user
+	own         bool     // this run's own, of which nothing is left to look at afterwards
 	nodes       Nodes
 
 	asking sync.Mutex
@@ -38,10 +39,18 @@ func newFlux(inv bed.Inventory, nodes Nodes) *flux {
 func (f *flux) Name() string { return "flux" }
 
 func (f *flux) look() string {
+	if f.own {
+		return "its brokers were this run's own, on the compute nodes"
+	}
 	return fmt.Sprintf("look at `bed ssh %s -- sudo journalctl -u flux`", f.control)
 }
 
-func (f *flux) queue() string { return fmt.Sprintf("`bed ssh %s -- flux jobs -A`", f.control) }
+func (f *flux) queue() string {
+	if f.own {
+		return "nothing: the instance was this run's own"
+	}
+	return fmt.Sprintf("`bed ssh %s -- flux jobs -A`", f.control)
+}
 
 // run runs a command of Flux's.
 func (f *flux) run(ctx context.Context, stdin []byte, argv ...string) (string, error) {
@@ -178,7 +187,7 @@ func (f *flux) refused(ctx context.Context, want Request, err error) error {
 func (f *flux) Cancel(ctx context.Context, id ID) error {
 	_, err := f.run(ctx, nil, "flux", "cancel", string(id))
 	if err != nil && !f.unknown(err) {
-		return fmt.Errorf("cancel job %s: %w; do it by hand with `bed ssh %s -- flux cancel %s`", id, err, f.control, id)
+		return fmt.Errorf("cancel job %s: %w; %s", id, err, f.look())
 	}
 	return nil
 }
@@ -223,7 +232,7 @@ func (f *flux) ask(ctx context.Context, id ID) (Outcome, error) {
 func readFluxJob(id ID, text string) (Outcome, error) {
 	var j fluxJob
 	if err := json.Unmarshal([]byte(text), &j); err != nil || j.State == "" {
-		return Outcome{ID: id}, fmt.Errorf("flux: job %s: %q where its state was expected (%w)", id, text, err)
+		return Outcome{ID: id}, errors.Join(fmt.Errorf("flux: job %s: %q where its state was expected", id, text), err)
 	}
 	o := Outcome{ID: id, nodeList: j.Nodelist, uri: j.URI, Started: fraction(j.Run), Ended: fraction(j.Cleanup)}
 	switch j.State {
@@ -286,7 +295,8 @@ func (f *flux) vanished(_ context.Context, id ID, _ submitted) (Outcome, error) 
 }
 
 func (f *flux) settle(ctx context.Context, o Outcome, _ submitted) (Outcome, error) {
-	return o, f.expand(ctx, &o)
+	err := f.expand(ctx, &o)
+	return o, err
 }
 
 // expand turns Flux's short form of a job's nodes, as in q-[02-03], into names, the first of which has the job's output.

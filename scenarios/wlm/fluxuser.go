@@ -45,7 +45,7 @@ const (
 func newFluxUser(inv bed.Inventory, nodes Nodes) *fluxUser {
 	u := &fluxUser{flux: newFlux(inv, nodes), compute: inv.Compute(), dir: "/tmp/bedfellow-flux-" + rand.Text()[:10]}
 	// Its first rank is a compute node: the control node need not have a Flux.
-	u.control, u.admin = u.compute[0].Name, nil
+	u.control, u.admin, u.own = u.compute[0].Name, nil, true
 	u.environment += " FLUX_URI=local://" + u.dir + "/local"
 	return u
 }
@@ -57,7 +57,7 @@ mkdir "$1" || exit
 head -c "$2" <&3 >"$1/curve.cert"; printf %s "$3" >"$1/flux.toml"
 flux broker --config-path="$1/flux.toml" -Srundir="$1" -Slocal-uri="local://$1/local" -Sbroker.rc2_none=1 -Slog-stderr-level=5 </dev/null >"$1/log" 2>&1 &
 broker=$!
-{ cat; kill $broker; sleep "$4"; kill -9 $broker; } <&3 >/dev/null 2>&1 &
+{ cat; kill $broker; n=0; while kill -0 $broker && [ $n -lt "$4" ]; do sleep 1; n=$((n + 1)); done; kill -9 $broker; } <&3 >/dev/null 2>&1 &
 watch=$!
 wait $broker; code=$?
 kill $watch 2>/dev/null
@@ -67,7 +67,7 @@ exit $code`
 
 // Start starts a broker on every compute node and waits until all of them are one instance. What a failed Start began, it ends.
 func (u *fluxUser) Start(ctx context.Context) (err error) {
-	r, err := u.nodes.Run(ctx, u.control, `d=$(mktemp -d) && flux keygen "$d/c" >&2 && cat "$d/c" && rm -r "$d"`)
+	r, err := u.nodes.Run(ctx, u.control, `d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && flux keygen "$d/c" >&2 && cat "$d/c"`)
 	if err != nil {
 		return fmt.Errorf("flux in user mode: %w; nodes need a Flux: bring the bed up with -c flux=…", err)
 	}
@@ -98,13 +98,13 @@ func (u *fluxUser) Start(ctx context.Context) (err error) {
 		for i, h := range u.held {
 			select {
 			case <-h.Done():
-				return fmt.Errorf("the broker of node %s has ended: %w", u.compute[i].Name, h.Release())
+				return errors.Join(fmt.Errorf("the broker of node %s has ended", u.compute[i].Name), h.Release())
 			default:
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("start Flux on %d nodes: %w; there is %s (%w)", len(u.compute), context.Cause(ctx), have, err)
+			return errors.Join(fmt.Errorf("start Flux on %d nodes: %w; there is %s", len(u.compute), context.Cause(ctx), have), err)
 		case <-time.After(300 * time.Millisecond):
 		}
 	}

@@ -177,7 +177,7 @@ func (w *waiter) stop(ctx context.Context, id ID) (Outcome, error) {
 		case w.desk.unknown(err):
 			return Outcome{ID: id, State: Cancelled}, nil
 		case ctx.Err() != nil:
-			return o, fmt.Errorf("job %s: %w: %w; %s", id, context.Cause(ctx), err, w.desk.look())
+			return o, errors.Join(fmt.Errorf("job %s: %w; %s", id, context.Cause(ctx), w.desk.look()), err)
 		}
 		select {
 		case <-ctx.Done():

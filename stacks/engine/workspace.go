@@ -151,11 +151,13 @@ func (w *Workspace) checkOwnership() error {
 
 // document reads the configuration file, or else the preset or the user's own Pulumi.<stack>.yaml.
 func (w *Workspace) document() (map[string]any, error) {
-	data, err := os.ReadFile(w.configFile())
+	from := w.configFile()
+	data, err := os.ReadFile(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		preset, ok := stacks.Preset(w.Stack)
 		own := filepath.Join(w.Root, "Pulumi."+w.Stack+".yaml") // one of the user's, which is read as a preset is and never written
 		if data, err = preset, nil; !ok {
+			from = own
 			data, err = os.ReadFile(own)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
@@ -170,7 +172,7 @@ func (w *Workspace) document() (map[string]any, error) {
 	}
 	document := map[string]any{}
 	if err := yaml.Unmarshal(data, &document); err != nil {
-		return nil, bed.Problems{{Key: "stack", Value: w.Stack, Reason: fmt.Sprintf("%s is not YAML: %v", w.configFile(), err), Remedy: "mend it, or remove it to start from the preset again"}}
+		return nil, bed.Problems{{Key: "stack", Value: w.Stack, Reason: fmt.Sprintf("%s is not YAML: %v", from, err), Remedy: "mend it, or remove it to start from the preset again"}}
 	}
 	return document, nil
 }
