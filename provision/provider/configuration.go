@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io/fs"
@@ -125,17 +126,7 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	for _, n := range args.Inventory.Nodes {
 		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
 	}
-	vars := map[string]any{"bed_munge_key": args.MungeKey, "bed_curve_key": args.CurveKey}
-	if args.Slow {
-		vars["slurm_wait_seconds"], vars["flux_wait_seconds"] = 600, 900
-	}
-	if f := args.FluxSettings; f != nil {
-		for name, v := range map[string]any{"bed_flux_mode": f.Mode, "flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
-			if v != "" && v != 0 {
-				vars[name] = v
-			}
-		}
-	}
+	vars := args.vars()
 	enter := "bed ssh %s"
 	if stack := os.Getenv(StackEnv); stack != "" {
 		enter += " -s " + stack
@@ -151,6 +142,22 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 		return state, fmt.Errorf("configure bed %s: %w", args.Inventory.Bed, err)
 	}
 	return state, nil
+}
+
+// vars are the roles' variables. Ansible takes every string for a template, and the letters of a CURVE key make one now and then.
+func (args ConfigurationArgs) vars() map[string]any {
+	vars := map[string]any{"bed_munge_key": args.MungeKey, "bed_curve_key": base64.StdEncoding.EncodeToString([]byte(args.CurveKey))}
+	if args.Slow {
+		vars["slurm_wait_seconds"], vars["flux_wait_seconds"] = 600, 900
+	}
+	if f := args.FluxSettings; f != nil {
+		for name, v := range map[string]any{"bed_flux_mode": f.Mode, "flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
+			if v != "" && v != 0 {
+				vars[name] = v
+			}
+		}
+	}
+	return vars
 }
 
 // ansibleInventory renders the bed as the roles expect it.
