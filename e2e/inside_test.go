@@ -73,7 +73,7 @@ func TestInside(t *testing.T) {
 		require.Contains(t, bed("run selftest -s quickstart"), "it ran on quickstart-02")
 		require.Contains(t, bed("run lammps -s quickstart -n 1 --param x=1 --param y=1 --param z=1 --param steps=10"), "loop time")
 		bed("destroy -s quickstart")
-		require.Empty(t, strings.TrimSpace(in.run("pgrep -af systemd-nspawn || true; ls -d /run/bedfellow/* /sys/fs/cgroup/*/*bedfellow* 2>/dev/null || true")))
+		require.Empty(t, strings.TrimSpace(in.run("pgrep -x systemd-nspawn || true; ls -d /run/bedfellow/* /sys/fs/cgroup/*/*bedfellow* 2>/dev/null || true")))
 	})
 }
 
