@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
+	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 const repeats = 2
@@ -141,5 +144,40 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 	})
 	for i, n := range inv.Nodes {
 		assert.Empty(t, p.must(t, inv, i, "pgrep -x lmp || true"), "LAMMPS still runs on %s", n.Name)
+	}
+}
+
+// drain: the bed's manager takes a node out and back in, says why meanwhile, and does not mind being asked twice.
+func (p place) drain(t *testing.T) {
+	inv := p.inventory(t)
+	key, err := os.ReadFile(p.keyFile())
+	require.NoError(t, err)
+	nodes, err := scenario.NewNodes(inv, key)
+	require.NoError(t, err)
+	defer nodes.Close()
+	m, err := wlm.Open(inv, nodes)
+	require.NoError(t, err)
+	node := inv.Compute()[0].Name
+	usable := func() (bool, string) {
+		have, err := m.Resources(t.Context())
+		require.NoError(t, err)
+		i := slices.IndexFunc(have.Nodes, func(n wlm.NodeState) bool { return n.Name == node })
+		require.GreaterOrEqual(t, i, 0, "%s", have)
+		return have.Nodes[i].Usable, have.Nodes[i].Reason
+	}
+	for range 2 {
+		require.NoError(t, m.Drain(t.Context(), node, "the suite looks"))
+		is, why := usable()
+		assert.False(t, is)
+		assert.Equal(t, "the suite looks", why)
+	}
+	for range 2 {
+		require.NoError(t, m.Undrain(t.Context(), node))
+		eventually(t, node+" usable", p.patience(10*time.Second), func() error {
+			if is, why := usable(); !is {
+				return errors.New(why)
+			}
+			return nil
+		})
 	}
 }
