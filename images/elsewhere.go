@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
@@ -122,6 +123,9 @@ func untar(r io.Reader, dir string) error {
 	}
 }
 
+// fetchTimeout is for one file or container image, of half a gigabyte by a slow line.
+const fetchTimeout = time.Hour
+
 // Fetch returns the path of the file that a pin names, in a directory of its own under the given name: kept, or fetched now. It is
 // never there with another digest.
 func (s *Store) Fetch(ctx context.Context, p Pin, as string) (path string, err error) {
@@ -150,6 +154,8 @@ func (s *Store) Fetch(ctx context.Context, p Pin, as string) (path string, err e
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("it was not fetched within %s", fetchTimeout))
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Source, nil)
 	if err != nil {
 		return "", err

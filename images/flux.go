@@ -6,11 +6,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -124,8 +127,8 @@ func localSum(source string) (string, error) {
 			return "", err
 		}
 	}
-	sum := digestOf("flux", sums)
-	return sum + sum, nil // as long as the others
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", sums)) // maps print in order
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // fluxFiles lists what an artifact on disk consists of.
@@ -318,6 +321,8 @@ var fluxFile = regexp.MustCompile(`^/(usr|etc)/(.*/)?(_?flux|lib(flux|reapi)|pam
 func (b *bakery) fluxFromContainer(ctx context.Context, to string) (err error) {
 	step := progress.Start(ctx, "fetch %s", b.art.pin.Source)
 	defer func() { _ = step.End(err) }()
+	ctx, cancel := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("it was not fetched within %s", fetchTimeout))
+	defer cancel()
 	repository := strings.TrimPrefix(b.art.pin.Source, "docker://")
 	tag, err := name.ParseReference(repository)
 	if err != nil {
@@ -449,15 +454,8 @@ func (b *bakery) fluxRuns(tree, archive string) error {
 		return nil
 	})
 	if err == nil && len(missing) > 0 {
-		names := slices.Sorted(func(yield func(string) bool) {
-			for lib := range missing {
-				if !yield(lib) {
-					return
-				}
-			}
-		})
 		err = fmt.Errorf("it needs %s, which %s does not have: it was built for another distribution, or its build needs packages that role %s does not install (flux_packages)",
-			strings.Join(names, ", "), b.def.Name, fluxRole)
+			strings.Join(slices.Sorted(maps.Keys(missing)), ", "), b.def.Name, fluxRole)
 	}
 	return err
 }

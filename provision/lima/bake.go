@@ -11,11 +11,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -40,6 +42,9 @@ type Baker struct {
 	CPUs   int
 	Memory bed.Size
 }
+
+// bakeTimeout is for all that is done on the machine; a native bake takes some ten minutes, and emulated CPUs twenty times as long.
+const bakeTimeout = 6 * time.Hour
 
 // Bake is an images.Elsewhere. When it fails or is interrupted, nothing is left of the machine; that of a killed one is listed by
 // `bed sweep`, and goes with the next bake of the same image.
@@ -69,6 +74,8 @@ func (b Baker) Bake(ctx context.Context, req images.Request, out io.Writer) (err
 		defer cancel()
 		err = errors.Join(err, b.Driver.Delete(clean, m.Name), b.Driver.Sweep(clean, m.Owner))
 	}()
+	ctx, cancel := context.WithTimeoutCause(ctx, bakeTimeout, fmt.Errorf("it was not baked within %s", bakeTimeout))
+	defer cancel()
 	st, err := b.Driver.Create(ctx, m)
 	if err != nil {
 		return err
@@ -123,13 +130,9 @@ func prepare(ctx context.Context, client *remote.Client, program []byte) (err er
 	for _, t := range images.Tools(bed.VM) {
 		packages[t.Package] = true
 	}
-	var names []string
-	for name := range packages {
-		names = append(names, name)
-	}
 	lines := func() io.Writer { return &lineWriter{line: func(line string) { step.Update("%s", line) }} } // one for each stream
 	if err := client.Stream(ctx, "sudo env "+handedOver()+"DEBIAN_FRONTEND=noninteractive sh -euc 'apt-get -qq -o DPkg::Lock::Timeout=600 update; "+
-		"exec apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "+strings.Join(names, " ")+"'", lines(), lines()); err != nil {
+		"exec apt-get -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "+strings.Join(slices.Sorted(maps.Keys(packages)), " ")+"'", lines(), lines()); err != nil {
 		return err
 	}
 	return client.Write(ctx, "bed", program, 0o755)

@@ -17,7 +17,8 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/remote"
 )
 
-// flux drives the commands of a Flux system instance on the control node, which is its first rank. What they say is read as JSON.
+// flux drives the commands of a Flux system instance on the control node, which is its first rank. What they say of jobs and
+// resources is read as JSON.
 type flux struct {
 	waiter
 	control     string   // node where its commands run
