@@ -172,8 +172,10 @@ func (b *bakery) loaders(ctx context.Context, tree string) (l loaders, err error
 	script := `mkdir "$1/tmp/grub" "$2"
 printf 'search --no-floppy --label %s --set root\nconfigfile ($root)/boot/grub/grub.cfg\n' "$3" >"$1/tmp/grub/early.cfg"
 for target in i386-pc x86_64-efi; do
-	case $target in i386-pc) disks=biosdisk ;; *) disks=fat ;; esac
-	chroot "$1" grub-mkimage -O $target -o /tmp/grub/$target -c /tmp/grub/early.cfg -p /boot/grub $disks part_gpt ext2 search search_label normal configfile linux
+	case $target in i386-pc) own=biosdisk ;; *) own=fat ;; esac
+	# Ubuntu's command linux hands over to linuxefi under UEFI; elsewhere there is no such module.
+	if [ -e "$1/usr/lib/grub/$target/linuxefi.mod" ]; then own="$own linuxefi"; fi
+	chroot "$1" grub-mkimage -O $target -o /tmp/grub/$target -c /tmp/grub/early.cfg -p /boot/grub $own part_gpt ext2 search search_label normal configfile linux
 done
 cp "$1/usr/lib/grub/i386-pc/boot.img" "$1"/tmp/grub/* "$2"`
 	if _, err := b.run(ctx, b.contained(`mount -t tmpfs tmpfs "$1/tmp"; `+script, tree, dir, rootLabel)); err != nil {
