@@ -34,13 +34,33 @@ chown {{.UserID}}:{{.UserID}} '/home/{{.User}}' "${keys%/*}" "$keys"
 chmod 700 "${keys%/*}"
 chmod 600 "$keys"
 
-# The interface's own file is cloud-init's or netplan's, and written anew at every boot.
+# The address among the siblings has an interface of its own: MPI libraries advertise one address of an interface and call from
+# the other. The file of Lima's interface is cloud-init's or netplan's, and written anew at every boot.
 changed=no
+mkdir -p /etc/systemd/network
+put /etc/systemd/network/20-bed0.netdev 644 << 'BEDFELLOW'
+[NetDev]
+Name=bed0
+Kind=macvlan
+MACAddress={{.LinkAddress}}
+
+[MACVLAN]
+Mode=bridge
+BEDFELLOW
+put /etc/systemd/network/20-bed0.network 644 << 'BEDFELLOW'
+[Match]
+Name=bed0
+
+[Network]
+Address={{.Address}}/16
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+BEDFELLOW
 for file in 10-cloud-init-eth0 10-netplan-eth0; do
 	mkdir -p "/etc/systemd/network/$file.network.d"
 	put "/etc/systemd/network/$file.network.d/bedfellow.conf" 644 << 'BEDFELLOW'
 [Network]
-Address={{.Address}}/16
+MACVLAN=bed0
 {{- if .Isolated}}
 DNS=
 
@@ -51,11 +71,14 @@ UseDNS=no
 {{- end}}
 BEDFELLOW
 done
+# Each interface answers for its own address.
+echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore
+echo 2 > /proc/sys/net/ipv4/conf/all/arp_announce
 if [ "$changed" = yes ]; then
 	# Not by networkctl, which needs the message bus and so a later stage of the boot; and without what else would wait for it.
 	systemctl --job-mode=ignore-dependencies restart systemd-networkd
 	tries=0
-	until ip -4 addr show dev eth0 | grep -qF ' {{.Address}}/16 ' || [ "$tries" -ge 30 ]; do
+	until ip -4 addr show dev bed0 2>/dev/null | grep -qF ' {{.Address}}/16 ' || [ "$tries" -ge 30 ]; do
 		tries=$((tries + 1))
 		sleep 1
 	done

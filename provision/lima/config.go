@@ -156,7 +156,7 @@ func renderBoot(m provision.Machine) (string, error) {
 	}
 	var out strings.Builder
 	err = t.Execute(&out, map[string]any{
-		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Resolver": resolver, "Address": bedAddress(m.Index),
+		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Resolver": resolver, "Address": bedAddress(m.Index), "LinkAddress": linkAddress(m.Index),
 		"HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey), "AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
 	})
 	return out.String(), err
@@ -164,6 +164,11 @@ func renderBoot(m provision.Machine) (string, error) {
 
 // bedAddress is a node's address among its siblings. Lima's own are leases, and theirs to give.
 func bedAddress(index int) string { return fmt.Sprintf("10.104.%d.%d", index/200, 10+index%200) }
+
+// linkAddress is that of the interface with the bed's address. A node made anew has its predecessor's, which its siblings remember.
+func linkAddress(index int) string {
+	return fmt.Sprintf("02:be:d0:68:%02x:%02x", index/200, 10+index%200)
+}
 
 // vmType is Lima's name for what runs the machines, which its pid file has too.
 func vmType() string {

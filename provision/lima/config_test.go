@@ -77,11 +77,11 @@ func TestBootScript(t *testing.T) {
 	if os.Geteuid() != 0 {
 		hosttest.Lacks(t, "root, whose the files of the script are")
 	}
-	for network, wants := range map[string][]string{"isolated": {"Address=10.104.1.11/16", "UseGateway=no"}, "outbound": {"Address=10.104.1.11/16"}} {
+	for network, wants := range map[string][]string{"isolated": {"MACVLAN=bed0", "UseGateway=no"}, "outbound": {"MACVLAN=bed0"}} {
 		root := t.TempDir()
 		script, err := lima.RenderBoot(goldenMachine(t, network, false))
 		require.NoError(t, err)
-		for _, dir := range []string{"etc/ssh", "etc/systemd/network", "home/bed", "proc/sys/kernel", "bin"} {
+		for _, dir := range []string{"etc/ssh", "etc/systemd/network", "home/bed", "proc/sys/kernel", "proc/sys/net/ipv4/conf/all", "bin"} {
 			require.NoError(t, os.MkdirAll(filepath.Join(root, dir), 0o755))
 		}
 		for command, does := range map[string]string{"systemctl": `echo systemctl "$@"`, "ip": "echo '    inet 10.104.1.11/16 brd'"} {
@@ -107,7 +107,10 @@ func TestBootScript(t *testing.T) {
 		for path, want := range map[string]string{
 			"home/bed/.ssh/authorized_keys": "ssh-ed25519 AAAAUSER bed\nssh-ed25519 AAAALIMA lima\n",
 			"etc/hostname":                  "u2204-02\n", "proc/sys/kernel/hostname": "u2204-02\n",
-			"etc/ssh/ssh_host_ed25519_key.pub": "ssh-ed25519 AAAAHOST\n",
+			"etc/ssh/ssh_host_ed25519_key.pub":      "ssh-ed25519 AAAAHOST\n",
+			"etc/systemd/network/20-bed0.netdev":    "[NetDev]\nName=bed0\nKind=macvlan\nMACAddress=02:be:d0:68:01:0b\n\n[MACVLAN]\nMode=bridge\n",
+			"etc/systemd/network/20-bed0.network":   "[Match]\nName=bed0\n\n[Network]\nAddress=10.104.1.11/16\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
+			"proc/sys/net/ipv4/conf/all/arp_ignore": "1\n",
 		} {
 			data, err := os.ReadFile(filepath.Join(root, path))
 			require.NoError(t, err)
