@@ -46,7 +46,7 @@ func TestBed(t *testing.T) {
 			run  func(*testing.T)
 		}{
 			{"check", p.check}, {"noop", p.noop}, {"again", p.again}, {"preview", p.preview}, {"scenario", p.scenario}, {"drift", p.drift},
-			{"machines", p.machines}, {"selftest", p.selftest}, {"drain", p.drain}, {"failedtask", p.failedTask}, {"grow", p.grow}, {"secrets", p.secrets},
+			{"machines", p.machines}, {"selftest", p.selftest}, {"manager", p.manager}, {"failedtask", p.failedTask}, {"grow", p.grow}, {"secrets", p.secrets},
 			{"passphrase", p.passphrase}, {"kills", p.kills},
 		} {
 			stage(t, s.name, s.run)

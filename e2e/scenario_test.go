@@ -1,9 +1,13 @@
 package e2e_test
 
 import (
+	"bytes"
+	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -147,8 +151,9 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 	}
 }
 
-// drain: the bed's manager takes a node out and back in, says why meanwhile, and does not mind being asked twice.
-func (p place) drain(t *testing.T) {
+// manager: the bed's manager shows what a job prints while it runs; it takes a node out and back in, says why meanwhile, and does not
+// mind being asked twice.
+func (p place) manager(t *testing.T) {
 	inv := p.inventory(t)
 	key, err := os.ReadFile(p.keyFile())
 	require.NoError(t, err)
@@ -158,6 +163,7 @@ func (p place) drain(t *testing.T) {
 	m, err := wlm.Open(inv, nodes)
 	require.NoError(t, err)
 	node := inv.Compute()[0].Name
+	p.attach(t, inv, m)
 	usable := func() (bool, string) {
 		have, err := m.Resources(t.Context())
 		require.NoError(t, err)
@@ -181,3 +187,34 @@ func (p place) drain(t *testing.T) {
 		})
 	}
 }
+
+// attach follows a job that goes on only when what it printed so far has been read.
+func (p place) attach(t *testing.T, inv bed.Inventory, m wlm.Manager) {
+	node := len(inv.Nodes) - 1
+	dir := "/tmp/bedfellow-attach-" + rand.Text()[:8]
+	ctx, cancel := context.WithTimeout(t.Context(), p.patience(time.Minute))
+	defer cancel()
+	script := `mkdir "$0" && echo first && until [ -e "$0/read" ]; do sleep 0.1; done; echo second; rm -r "$0"`
+	id, err := m.Submit(ctx, wlm.Job{
+		Name: "attach", Task: wlm.Task{Command: []string{"sh", "-c", script, dir}, Ranks: 1},
+		Request: wlm.Request{On: []string{inv.Nodes[node].Name}, Limit: p.patience(time.Minute)}, Output: dir + ".out",
+	})
+	require.NoError(t, err)
+	var said bytes.Buffer
+	require.NoError(t, m.Attach(ctx, id, writerFunc(func(b []byte) (int, error) {
+		if said.Write(b); strings.HasSuffix(said.String(), "first\n") {
+			p.must(t, inv, node, "touch "+dir+"/read")
+		}
+		return len(b), nil
+	})))
+	assert.Equal(t, "first\nsecond\n", said.String())
+	o, err := m.Wait(ctx, id)
+	require.NoError(t, err)
+	require.NoError(t, o.Err())
+	require.ErrorContains(t, m.Attach(ctx, id, io.Discard), "was waited for already")
+	p.must(t, inv, node, "rm "+dir+".out*")
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }

@@ -25,15 +25,14 @@ type flux struct {
 	environment string   // of its commands: numbers of jobs in ASCII, and which instance is meant
 	admin       []string // what makes its owner of the bed's user
 	own         bool     // this run's own, of which nothing is left to look at afterwards
-	nodes       Nodes
 
 	asking sync.Mutex
 	pmix   *bool // whether the shell has the plugin that Open MPI starts by; nil is not known
 }
 
 func newFlux(inv bed.Inventory, nodes Nodes) *flux {
-	f := &flux{control: inv.Control().Name, environment: "FLUX_F58_FORCE_ASCII=1", admin: []string{"sudo"}, nodes: nodes}
-	f.waiter.init(f)
+	f := &flux{control: inv.Control().Name, environment: "FLUX_F58_FORCE_ASCII=1", admin: []string{"sudo"}}
+	f.waiter.init(f, nodes)
 	return f
 }
 
@@ -148,7 +147,7 @@ func (f *flux) Submit(ctx context.Context, job Job) (ID, error) {
 	if job.Error != "" {
 		argv = append(argv, "--error="+job.Error)
 	}
-	return f.submit(ctx, submitted{Request: job.Request}, nil, append(append(argv, "--"), job.Command...))
+	return f.submit(ctx, submitted{Request: job.Request, output: job.Output}, nil, append(append(argv, "--"), job.Command...))
 }
 
 func (f *flux) submit(ctx context.Context, job submitted, script []byte, argv []string) (ID, error) {

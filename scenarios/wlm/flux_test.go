@@ -172,3 +172,8 @@ func TestFluxEndsJobs(t *testing.T) {
 		require.FileExists(t, b.Dir+"/jobs/f1/cancelled")
 	})
 }
+
+func TestFluxAttach(t *testing.T) {
+	_, f := openFlux(t)
+	attaches(t, f)
+}

@@ -21,12 +21,11 @@ type slurm struct {
 	waiter
 	control string // node
 	compute []string
-	nodes   Nodes
 }
 
 func newSlurm(inv bed.Inventory, nodes Nodes) *slurm {
-	s := &slurm{control: inv.Control().Name, nodes: nodes}
-	s.waiter.init(s)
+	s := &slurm{control: inv.Control().Name}
+	s.waiter.init(s, nodes)
 	for _, n := range inv.Compute() {
 		s.compute = append(s.compute, n.Name)
 	}
@@ -119,7 +118,7 @@ func (s *slurm) Submit(ctx context.Context, job Job) (ID, error) {
 		errFile = job.Output
 	}
 	exit := job.Output + ".exit"
-	return s.submit(ctx, job.Name, job.Dir, job.Output, errFile, submitted{job.Request, exit}, script(job.Task, job.Nodes, exit))
+	return s.submit(ctx, job.Name, job.Dir, job.Output, errFile, submitted{job.Request, job.Output, exit}, script(job.Task, job.Nodes, exit))
 }
 
 func (s *slurm) submit(ctx context.Context, name, dir, output, errFile string, job submitted, script []byte) (ID, error) {

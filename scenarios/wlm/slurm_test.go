@@ -1,9 +1,11 @@
 package wlm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -258,3 +260,39 @@ func TestScriptGolden(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), string(got))
 }
+
+func TestSlurmAttach(t *testing.T) {
+	_, s := open(t)
+	attaches(t, s)
+}
+
+// attaches follows a job whose second line comes only once its first was copied, and whose output is larger than what is fetched at once.
+func attaches(t *testing.T, m Manager) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	script := `test "$(uname -n)" = fake-03 && exit; echo first; until [ -e "$0/read" ]; do sleep 0.05; done; head -c 1500000 /dev/zero; echo last`
+	id, err := m.Submit(ctx, job("sh", "-c", script, dir))
+	require.NoError(t, err)
+	var said bytes.Buffer
+	require.NoError(t, m.Attach(ctx, id, writerFunc(func(p []byte) (int, error) {
+		if said.Write(p); said.String() == "first\n" {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, "read"), nil, 0o600))
+		}
+		return len(p), nil
+	})))
+	require.Equal(t, "first\n"+strings.Repeat("\x00", 1500000)+"last\n", said.String())
+	_, err = m.Wait(ctx, id)
+	require.NoError(t, err)
+	require.ErrorContains(t, m.Attach(ctx, id, io.Discard), "was waited for already")
+
+	id, err = m.Submit(ctx, job("sleep", "3"))
+	require.NoError(t, err)
+	short, cancel := context.WithTimeoutCause(ctx, 300*time.Millisecond, errors.New("seen enough"))
+	defer cancel()
+	require.ErrorContains(t, m.Attach(short, id, io.Discard), "seen enough")
+	require.ErrorContains(t, m.Attach(ctx, id, writerFunc(func(p []byte) (int, error) { return 0, errors.New("the reader is full") })), "the reader is full")
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

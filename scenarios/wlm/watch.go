@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/bedfellow/bedfellow/pkg/remote"
 )
 
 // desk is what waiting for a job needs of its manager.
@@ -22,6 +25,8 @@ type desk interface {
 	vanished(ctx context.Context, id ID, job submitted) (Outcome, error)
 	// settle adds to the outcome of a job that is over what only the end knows.
 	settle(ctx context.Context, o Outcome, job submitted) (Outcome, error)
+	// expand finds out the names of a job's nodes, and which of them has its output.
+	expand(ctx context.Context, o *Outcome) error
 	// never says whether a pending job's reason does not go away by itself.
 	never(reason string) bool
 	// look is the last part of an error whose cause the manager knows; queue is a command that lists its jobs.
@@ -32,6 +37,7 @@ type desk interface {
 // waiter waits for the jobs of a manager.
 type waiter struct {
 	desk   desk
+	nodes  Nodes
 	timing timing
 
 	mu   sync.Mutex
@@ -41,7 +47,8 @@ type waiter struct {
 // submitted is what has to be known about a job to wait for it.
 type submitted struct {
 	Request
-	exit string // the file its script leaves at its end, if it does
+	output string // the file on its first node that it prints to
+	exit   string // the file its script leaves at its end, if it does
 }
 
 // timing is how patient the manager is; tests shorten it.
@@ -54,8 +61,8 @@ type timing struct {
 	overtime  time.Duration // beyond its limit before a job is cancelled
 }
 
-func (w *waiter) init(d desk) {
-	w.desk, w.jobs = d, map[ID]submitted{}
+func (w *waiter) init(d desk, nodes Nodes) {
+	w.desk, w.nodes, w.jobs = d, nodes, map[ID]submitted{}
 	w.timing = timing{
 		command: 30 * time.Second, poll: time.Second, silence: time.Minute, nodesBack: 20 * time.Second, end: time.Minute, overtime: 2 * time.Second,
 	}
@@ -89,6 +96,48 @@ func (w *waiter) Wait(ctx context.Context, id ID) (Outcome, error) {
 	delete(w.jobs, id)
 	w.mu.Unlock()
 	return w.desk.settle(ctx, o, job)
+}
+
+// attachAtOnce bounds what is fetched of a job's output at once.
+const attachAtOnce = 1 << 20
+
+func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
+	w.mu.Lock()
+	job, ours := w.jobs[id]
+	w.mu.Unlock()
+	if !ours || job.output == "" {
+		return fmt.Errorf("%s: job %s was not submitted here, or was waited for already: nothing to attach to", w.desk.Name(), id)
+	}
+	begin, copied := time.Now(), 0
+	for {
+		o, err := w.desk.ask(ctx, id)
+		if err == nil && o.Host == "" {
+			err = w.desk.expand(ctx, &o)
+		}
+		if err != nil {
+			return fmt.Errorf("attach to job %s: %w", id, err)
+		}
+		for more := o.Host != ""; more; {
+			file := remote.Quote(job.output)
+			r, err := w.nodes.Run(ctx, o.Host, fmt.Sprintf("[ ! -e %[1]s ] || tail -c +%[2]d %[1]s | head -c %[3]d", file, copied+1, attachAtOnce))
+			if err == nil {
+				_, err = out.Write(r.Stdout)
+			}
+			if err != nil {
+				return fmt.Errorf("attach to job %s: copy %s: %w", id, job.output, err)
+			}
+			copied += len(r.Stdout)
+			more = len(r.Stdout) == attachAtOnce
+		}
+		if o.State.Over() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("attach to job %s: %w", id, context.Cause(ctx))
+		case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
+		}
+	}
 }
 
 // watch looks at a job until the condition holds, or until one of Wait's reasons to end the job does.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"regexp"
 	"strings"
@@ -29,6 +30,10 @@ type Manager interface {
 	// when the context ends, when it runs longer than its Limit (state Timeout), when it pends longer than its Patience, and when
 	// what it asks for will not come (*UnsatisfiableError).
 	Wait(ctx context.Context, id ID) (Outcome, error)
+	// Attach copies to out what the job writes to its Output, from the beginning on and while it runs, and returns once the job is
+	// over and all is copied, or when the context ends. Other than Wait it does nothing to the job. A job that was not submitted by
+	// this Manager, or was waited for already, is an error.
+	Attach(ctx context.Context, id ID, out io.Writer) error
 	// Cancel asks for the job's end; Wait tells when that is. A job that is over already is no error.
 	Cancel(ctx context.Context, id ID) error
 	// Drain has a node get no more jobs, and says why; those on it go on. Undrain takes that back. A node that is so already is no error.
