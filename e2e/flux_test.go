@@ -85,6 +85,7 @@ func TestFlux(t *testing.T) {
 			assert.Empty(t, p.must(t, inv, i, "pgrep -x lmp || true"), "LAMMPS still runs on %s", n.Name)
 		}
 	})
+	t.Run("manager", p.manager)
 	t.Run("secrets", func(t *testing.T) { p.fluxSecrets(t, inv) })
 	t.Run("user mode", func(t *testing.T) {
 		p.up(t, append(settings, "flux.mode=user")...)
@@ -98,6 +99,7 @@ func TestFlux(t *testing.T) {
 		}
 		p.up(t, append(settings, "flux.mode=system")...)
 	})
+	t.Run("nodes that do not fit", func(t *testing.T) { p.misfits(t, inv, settings) })
 	t.Run("a broker that does not come", func(t *testing.T) { p.brokerAway(t, inv, settings) })
 }
 
@@ -111,6 +113,36 @@ func (p place) fluxSecrets(t *testing.T, inv bed.Inventory) {
 		assert.Equal(t, "flux 400", p.must(t, inv, i, "sudo stat -c '%U %a' "+path), n.Name)
 	}
 	assert.NotContains(t, string(p.pulumi(t, nil, "stack", "export")), first[len(first)-45:len(first)-5])
+}
+
+// misfits: a node whose clock or name is wrong is refused before anything of Flux is changed; a certificate that others may read, which
+// Flux would not take, is mended.
+func (p place) misfits(t *testing.T, inv bed.Inventory, settings []string) {
+	last := len(inv.Nodes) - 1
+	name := inv.Nodes[last].Name
+	for _, c := range []struct{ fault, broken, mended, says string }{
+		// Containers have the host's clock, so that what tells it is false: two minutes.
+		{"clock", `printf '#!/bin/sh\necho $(($(/usr/bin/date +%%s) - 120))\n' | sudo tee /usr/local/bin/date && sudo chmod 755 /usr/local/bin/date`,
+			"sudo rm /usr/local/bin/date", "clocks are 1"},
+		{"name", "sudo hostname another", "sudo hostname " + name, "host name is another, and not " + name},
+	} {
+		t.Run(c.fault, func(t *testing.T) {
+			p.must(t, inv, last, c.broken)
+			p.oldPlaybooks(t)
+			up := p.run(t, p.upArgs(settings...)...)
+			p.must(t, inv, last, c.mended)
+			assert.Equal(t, 1, up.code, "%s", up)
+			assert.Contains(t, up.stderr, c.says)
+			p.up(t, settings...)
+		})
+	}
+	t.Run("certificate's mode", func(t *testing.T) {
+		p.must(t, inv, last, "sudo chmod 644 /etc/flux/system/curve.cert")
+		p.oldPlaybooks(t)
+		p.up(t, settings...)
+		assert.Equal(t, "flux 400", p.must(t, inv, last, "sudo stat -c '%U %a' /etc/flux/system/curve.cert"))
+	})
+	assert.Equal(t, fmt.Sprint(len(inv.Compute())), p.must(t, inv, 0, "flux resource list -s up -no '{nnodes}'"))
 }
 
 // brokerAway: a node whose broker cannot start is named by `up`, with where to look.
