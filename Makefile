@@ -47,10 +47,10 @@ SEED ?= 0
 soak: tools
 	go test -count=1 -timeout 120m -v ./e2e -run TestKills -args -stack $(SOAK) -kills $(KILLS) -seed $(SEED)
 
-# Prints JSON; docs/performance.md tells how to read it.
+# Prints JSON; docs/performance.md tells how to read it, and what SIZES may be.
 RUNS ?= 3
 bench: tools
-	@go run ./hack/bench -n $(RUNS)
+	@go run ./hack/bench -n $(RUNS) $(SIZES)
 
 lint:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }

@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,22 +26,21 @@ func limaRoot(t testing.TB) string {
 	return root
 }
 
-// limactl runs Lima's own command on the bed, as the user that Lima runs as.
+// limactl runs Lima's own command in the bed's LIMA_HOME.
 func (p place) limactl(t *testing.T, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("limactl")
-	if os.Geteuid() == 0 {
-		path, err = exec.LookPath(lima.SystemLimactl)
-	}
+	return limactl(t, filepath.Join(limaRoot(t), p.bed), args...)
+}
+
+// limactl runs Lima's own command in a LIMA_HOME, as the user that Lima runs as, and returns what it printed.
+func limactl(t *testing.T, home string, args ...string) string {
+	t.Helper()
+	cmd, err := lima.New(limaRoot(t)).Limactl(t.Context(), home, append([]string{"--tty=false"}, args...)...)
 	require.NoError(t, err)
-	argv := append([]string{"env", "LIMA_HOME=" + filepath.Join(limaRoot(t), p.bed), path, "--tty=false"}, args...)
-	if os.Geteuid() == 0 {
-		argv = append([]string{"runuser", "-u", lima.Account, "--"}, argv...)
-	}
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir = "/"
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%v: %s", argv, out)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	require.NoError(t, err, "%v: %s%s", cmd.Args, out, said.String())
 	return string(out)
 }
 
@@ -53,6 +54,7 @@ func (p place) machines(t *testing.T) {
 	last := len(inv.Nodes) - 1
 	assert.Equal(t, len(inv.Nodes), strings.Count(p.limactl(t, "list", "--format", "{{.Name}} {{.Status}}"), "Running"), "a person sees them with limactl list")
 
+	t.Run("the written file starts elsewhere", func(t *testing.T) { p.startsElsewhere(t, inv.Nodes[last].Name) })
 	t.Run("all stopped, as by a restart of the host, and wanted larger", func(t *testing.T) {
 		home := filepath.Join(limaRoot(t), p.bed)
 		for range 5 { // a process may start another meanwhile
@@ -90,6 +92,32 @@ func (p place) machines(t *testing.T) {
 		})
 		inv = p.mend(t, inv, map[string]string{gone: ""})
 	})
+}
+
+// startsElsewhere: a node's Lima YAML alone makes the machine, in another LIMA_HOME and by limactl alone.
+func (p place) startsElsewhere(t *testing.T, node string) {
+	var file string
+	for line := range strings.Lines(p.ok(t, "inventory", "-s", p.stack, "--format", "lima").stdout) {
+		if line = strings.TrimSpace(line); strings.Contains(line, node) {
+			file = line
+		}
+	}
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	home, err := os.MkdirTemp("", "bl")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, os.RemoveAll(home)) }()
+	yaml := filepath.Join(home, node+".yaml")
+	require.NoError(t, os.WriteFile(yaml, text, 0o600))
+	if os.Geteuid() == 0 {
+		u, err := user.Lookup(lima.Account)
+		require.NoError(t, err)
+		out, err := exec.Command("chown", "-R", u.Uid+":"+u.Gid, home).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	defer limactl(t, home, "delete", "-f", node)
+	limactl(t, home, "start", "--timeout="+p.patience(2*time.Minute).String(), yaml)
+	assert.Equal(t, node+"\n", limactl(t, home, "shell", node, "hostname"))
 }
 
 // selftest: every property holds on every node, after what else the suite has done to them.

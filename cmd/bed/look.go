@@ -19,6 +19,7 @@ import (
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/lima"
 	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -129,7 +130,11 @@ func writeLima(w *engine.Workspace, s engine.Standing) error {
 	if err != nil {
 		return err
 	}
-	img, kept, err := store.Get(context.Background(), images.Request{Definition: spec.Image, Format: bed.VM})
+	request := images.Request{Definition: spec.Image, Format: bed.VM}
+	if spec.WorkloadManager == "flux" {
+		request.Flux = stacks.FluxOf(spec.Flux)
+	}
+	img, kept, err := store.Get(context.Background(), request)
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,8 @@ import (
 // limit is how long one command may take.
 const limit = 15 * time.Minute
 
-// stack is the preset whose beds are timed.
-const stack = "quickstart"
+// stacks are the presets whose beds are timed, by driver.
+var stacks = map[string]string{"nspawn": "quickstart", "sim": "quickstart", "lima": "lima-ci"}
 
 // report is what is printed.
 type report struct {
@@ -37,6 +37,8 @@ type report struct {
 	Time    time.Time `json:"time"`
 	Runs    int       `json:"runs"`  // of every command; medians of them
 	Cases   []sizes   `json:"cases"` // as far as it got
+	// Bare is the median of `limactl start` of one machine, as a bed's node is written for it, where there are beds by Lima.
+	Bare float64 `json:"bareLimactlStartSeconds,omitempty"`
 }
 
 type machine struct {
@@ -80,10 +82,11 @@ func main() {
 	runs := flag.Int("n", 3, "runs of every command")
 	nspawn := flag.String("nspawn", "1,3,8", "sizes of beds by the nspawn driver; empty for none")
 	sim := flag.String("sim", "10,100,1000", "sizes of beds by the sim driver; empty for none")
+	vms := flag.String("lima", "", "sizes of beds by the lima driver; empty for none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *runs, map[string]string{"nspawn": *nspawn, "sim": *sim}); err != nil {
+	if err := run(ctx, *runs, map[string]string{"nspawn": *nspawn, "sim": *sim, "lima": *vms}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -95,10 +98,13 @@ func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
-	if wanted["nspawn"] != "" { // no first up is to bake
+	for driver, build := range map[string][]string{"nspawn": {"image", "build"}, "lima": {"image", "build", "debian-13", "--format", "vm"}} { // no first up is to bake
+		if wanted[driver] == "" {
+			continue
+		}
 		fmt.Fprintln(os.Stderr, "baking, unless the image is kept")
-		if _, err := b.command(ctx, "image", "build"); err != nil {
-			return fmt.Errorf("%w; beds by the nspawn driver need root; -nspawn '' leaves them out", err)
+		if _, err := b.command(ctx, build...); err != nil {
+			return fmt.Errorf("%w; -%s '' leaves that driver's beds out", err, driver)
 		}
 	}
 	r := report{Machine: thisMachine(), Time: time.Now().UTC().Truncate(time.Second), Runs: runs}
@@ -108,7 +114,7 @@ func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 		e.SetIndent("", "  ")
 		err = errors.Join(err, e.Encode(r))
 	}()
-	for _, driver := range []string{"nspawn", "sim"} {
+	for _, driver := range []string{"nspawn", "sim", "lima"} {
 		for _, text := range strings.FieldsFunc(wanted[driver], func(c rune) bool { return c == ',' }) {
 			nodes, err := strconv.Atoi(text)
 			if err != nil || nodes < 1 || runs < 1 {
@@ -127,43 +133,52 @@ func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 			r.Cases = append(r.Cases, s)
 		}
 	}
-	return nil
+	if b.yaml != nil {
+		r.Bare, err = b.bare(ctx, runs)
+	}
+	return err
 }
 
 // bench is a folder that is to bed what a clone is.
-type bench struct{ dir, bed string }
+type bench struct {
+	dir, bed string
+	yaml     []byte // of a node of a bed by Lima
+}
 
-func newBench() (bench, error) {
+func newBench() (*bench, error) {
 	bed, err := filepath.Abs("bin/bed")
 	if err != nil {
-		return bench{}, err
+		return nil, err
 	}
 	project, err := os.ReadFile("Pulumi.yaml")
 	if err == nil {
 		_, err = os.Stat(bed)
 	}
 	if err != nil {
-		return bench{}, fmt.Errorf("%w; `make bench` runs this in the clone, after `make tools`", err)
+		return nil, fmt.Errorf("%w; `make bench` runs this in the clone, after `make tools`", err)
 	}
 	dir, err := os.MkdirTemp("", "bedfellow-bench-")
 	if err != nil {
-		return bench{}, err
+		return nil, err
 	}
-	return bench{dir, bed}, errors.Join(
+	return &bench{dir: dir, bed: bed}, errors.Join(
 		os.WriteFile(filepath.Join(dir, "Pulumi.yaml"), project, 0o600),
 		os.Symlink(filepath.Dir(bed), filepath.Join(dir, "bin"))) // the project looks for the plugin there
 }
 
 // cycle makes a bed, makes it once more and removes it. Whatever happens, it removes it.
-func (b bench) cycle(ctx context.Context, s *sizes) (err error) {
-	gone := false
+func (b *bench) cycle(ctx context.Context, s *sizes) (err error) {
+	stack, gone := stacks[s.Driver], false
 	defer func() {
 		if !gone {
 			_, e := b.command(context.WithoutCancel(ctx), "destroy", "-s", stack)
 			err = errors.Join(err, e)
 		}
 	}()
-	up := []string{"up", "-c", "name=bench", "-c", "driver=" + s.Driver, "-c", "nodes=" + strconv.Itoa(s.Nodes), "-c", "memory=512MiB", "-s", stack}
+	up := []string{"up", "-c", "name=bench", "-c", "driver=" + s.Driver, "-c", "nodes=" + strconv.Itoa(s.Nodes), "-s", stack}
+	if s.Driver != "lima" {
+		up = append(up, "-c", "memory=512MiB")
+	}
 	for _, step := range []struct {
 		into *figure
 		args []string
@@ -173,13 +188,18 @@ func (b bench) cycle(ctx context.Context, s *sizes) (err error) {
 			return err
 		}
 		step.into.measured = append(step.into.measured, m)
+		if s.Driver == "lima" && b.yaml == nil {
+			if err := b.keepYAML(ctx, stack); err != nil {
+				return err
+			}
+		}
 	}
 	gone = true
 	return nil
 }
 
 // command runs bed to its end and watches it.
-func (b bench) command(ctx context.Context, args ...string) (m measurement, err error) {
+func (b *bench) command(ctx context.Context, args ...string) (m measurement, err error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	calls := filepath.Join(b.dir, "calls.ndjson")

@@ -65,7 +65,7 @@ func TestConfigurationIsValid(t *testing.T) {
 		require.NoError(t, os.Chmod(root, 0o777)) // Lima makes its directories there
 		file := filepath.Join(root, "node.yaml")
 		require.NoError(t, os.WriteFile(file, text, 0o644))
-		out, code := lima.New(root).Limactl(t, root, "validate", file)
+		out, code := lima.New(root).Said(t, root, "validate", file)
 		assert.Zero(t, code, out)
 		assert.NotContains(t, out, "level=warning")
 	}

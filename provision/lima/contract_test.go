@@ -116,7 +116,7 @@ func (c *contract) heading(text string) { fmt.Fprintf(&c.out, "# %s\n", text) }
 
 // run notes the status of a limactl, and whether it said what it should.
 func (c *contract) run(pattern string, args ...string) {
-	said, code := c.driver.Limactl(c.t, c.home(), args...)
+	said, code := c.driver.Said(c.t, c.home(), args...)
 	matched := regexp.MustCompile(pattern).MatchString(said)
 	assert.True(c.t, matched, "limactl %q said:\n%s", args, said)
 	fmt.Fprintf(&c.out, "limactl %s: status %d, says %s: %t\n", args[0], code, pattern, matched)
@@ -159,7 +159,7 @@ func (c *contract) processes() {
 
 // list notes what Lima says of the instance beside what the driver does.
 func (c *contract) list() {
-	said, code := c.driver.Limactl(c.t, c.home(), "list", "--format", "json")
+	said, code := c.driver.Said(c.t, c.home(), "list", "--format", "json")
 	st, err := c.driver.Read(c.t.Context(), node)
 	require.NoError(c.t, err)
 	for _, line := range strings.Split(said, "\n") {

@@ -35,11 +35,11 @@ func Processes(home, node string) (pids []int) {
 	return pids
 }
 
-// Limactl runs limactl in a LIMA_HOME as the driver would, and returns what it said and its status.
-func (d *Driver) Limactl(t *testing.T, home string, args ...string) (said string, code int) {
-	h, err := d.openHost(t.Context())
+// Said runs limactl in a LIMA_HOME and returns what it said and its status.
+func (d *Driver) Said(t *testing.T, home string, args ...string) (said string, code int) {
+	cmd, err := d.Limactl(t.Context(), home, args...)
 	require.NoError(t, err)
-	out, err := h.command(home, h.limactl, args...).CombinedOutput()
+	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return string(out), 0
 	}

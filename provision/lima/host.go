@@ -96,6 +96,16 @@ func (h host) command(home, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Limactl is a command of limactl's in a LIMA_HOME, as the driver runs it: as the account that Lima runs as, and with the acceleration
+// that the host has. The error says what this host lacks.
+func (d *Driver) Limactl(ctx context.Context, home string, args ...string) (*exec.Cmd, error) {
+	h, err := d.openHost(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return h.command(home, h.limactl, args...), nil
+}
+
 // environment is that of a user who has just logged in, and finds what lies beside the command.
 func (a *account) environment(command string) []string {
 	var dirs []string
