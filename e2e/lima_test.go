@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/provision/lima"
 )
@@ -42,6 +43,26 @@ func limactl(t *testing.T, home string, args ...string) string {
 	out, err := cmd.Output()
 	require.NoError(t, err, "%v: %s%s", cmd.Args, out, said.String())
 	return string(out)
+}
+
+// TestOffline: a bed comes up from a kept image where there is no network at all but the host's own loopback interface.
+func TestOffline(t *testing.T) {
+	if !*fullFlag || !strings.HasPrefix(*stackFlag, "lima") {
+		t.Skip("one more virtual machine; `make e2e-full` does")
+	}
+	if os.Geteuid() != 0 {
+		hosttest.Lacks(t, "root, to take the network away")
+	}
+	p := newPlace(t, "offline", *stackFlag, "e2e-off")
+	before := census(t)
+	t.Cleanup(func() {
+		p.ok(t, "destroy", "-s", p.stack)
+		same(t, before)
+	})
+	lonely := p
+	lonely.within = []string{"unshare", "--net", "--", "sh", "-c", `ip link set lo up && exec "$@"`, "sh"}
+	inv, _ := lonely.up(t, "nodes=1")
+	assert.Len(t, inv.Nodes, 1)
 }
 
 // machines: what happens to virtual machines is shown by status and refresh and mended by up: in place where it can be, with the disk

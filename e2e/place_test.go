@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,7 @@ import (
 // a suite whose stages are skipped finds its bed again.
 type place struct {
 	dir, stack, bed string
+	within          []string // a command, and its arguments, that runs `bed`
 }
 
 // work is the folder of all places; home and tmp are what the commands get as such, so that whatever they leave there is seen.
@@ -209,7 +211,8 @@ func (p place) start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), p.patience(callTimeout))
 	run := &process{args: args, more: make(chan struct{}, 1), read: make(chan struct{}), cancel: cancel}
-	run.cmd = exec.CommandContext(ctx, work(t, "bin/bed"), args...)
+	argv := slices.Concat(p.within, []string{work(t, "bin/bed")}, args)
+	run.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 	run.cmd.Dir = p.dir
 	run.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + work(t, "home"), "TMPDIR=" + tmp(), "LANG=C.UTF-8"}, env...)
 	run.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
