@@ -15,6 +15,7 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 // TestFlux brings a bed with Flux up, on the driver of the stack, and has it do what Flux is there for: three compute nodes at least.
@@ -98,6 +99,32 @@ func TestFlux(t *testing.T) {
 			assert.Empty(t, p.must(t, inv, i, "pgrep -u bed flux-broker || true; ls -d /tmp/bedfellow-* 2>/dev/null || true"), n.Name)
 		}
 		p.up(t, append(settings, "flux.mode=system")...)
+	})
+	t.Run("a broker dies under a job", func(t *testing.T) {
+		m, last := p.open(t, inv), len(inv.Nodes)-1
+		id, err := m.Submit(t.Context(), wlm.Job{
+			Name: "victim", Task: wlm.Task{Command: []string{"sleep", "600"}, Ranks: 1},
+			Request: wlm.Request{On: []string{inv.Nodes[last].Name}, Limit: 10 * time.Minute}, Output: "/tmp/bedfellow-victim.out",
+		})
+		require.NoError(t, err)
+		eventually(t, "the job", p.patience(30*time.Second), func() error {
+			_, err := p.on(t, inv, last, "pgrep -x sleep -u bed")
+			return err
+		})
+		p.must(t, inv, last, "sudo pkill -KILL -x flux-broker")
+		o, err := m.Wait(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, wlm.NodeFail, o.State, "%+v", o)
+		eventually(t, "the broker back, and nothing of the job", p.patience(time.Minute), func() error {
+			if up := p.must(t, inv, 0, "flux resource list -s up -no '{nnodes}'"); up != fmt.Sprint(len(inv.Compute())) {
+				return fmt.Errorf("%s nodes are up", up)
+			}
+			if left := p.must(t, inv, last, "pgrep -x sleep -u bed || true"); left != "" {
+				return fmt.Errorf("the job's process %s lives on", left)
+			}
+			return nil
+		})
+		p.must(t, inv, last, "rm -f /tmp/bedfellow-victim.out")
 	})
 	t.Run("nodes that do not fit", func(t *testing.T) { p.misfits(t, inv, settings) })
 	t.Run("a broker that does not come", func(t *testing.T) { p.brokerAway(t, inv, settings) })

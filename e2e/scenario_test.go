@@ -155,13 +155,7 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 // mind being asked twice.
 func (p place) manager(t *testing.T) {
 	inv := p.inventory(t)
-	key, err := os.ReadFile(p.keyFile())
-	require.NoError(t, err)
-	nodes, err := scenario.NewNodes(inv, key)
-	require.NoError(t, err)
-	defer nodes.Close()
-	m, err := wlm.Open(inv, nodes)
-	require.NoError(t, err)
+	m := p.open(t, inv)
 	node := inv.Compute()[0].Name
 	p.attach(t, inv, m)
 	usable := func() (bool, string) {
@@ -186,6 +180,18 @@ func (p place) manager(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// open is the bed's workload manager.
+func (p place) open(t *testing.T, inv bed.Inventory) wlm.Manager {
+	key, err := os.ReadFile(p.keyFile())
+	require.NoError(t, err)
+	nodes, err := scenario.NewNodes(inv, key)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = nodes.Close() })
+	m, err := wlm.Open(inv, nodes)
+	require.NoError(t, err)
+	return m
 }
 
 // attach follows a job that goes on only when what it printed so far has been read.

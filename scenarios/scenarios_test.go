@@ -88,7 +88,7 @@ func TestRunRecordsEverything(t *testing.T) {
 		"job time": "s"}, units)
 	require.Equal(t, 18.1907, *summary.Stats[0].Median)
 	require.FileExists(t, filepath.Join(dir, got.Samples[0].Log))
-	require.Contains(t, b.Read("jobs/2/script"), "'srun' '--nodes=2' '--ntasks=2'")
+	require.Contains(t, b.Read("jobs/2/script"), "'srun' '--ntasks=2' '--distribution=block' '--kill-on-bad-exit=1' '--nodes=2'")
 }
 
 func TestRunGoesOnAfterAFailedRepetition(t *testing.T) {

@@ -34,6 +34,7 @@ var bin embed.FS
 //	refuse          sbatch fails and prints this
 //	say             sbatch runs nothing; scontrol takes a line "STATE Reason code:signal" of it at a time, the last again and again
 //	fail            LAMMPS fails in jobs whose name this is
+//	nopmix          srun has no PMIx, and mpirun is to start ranks
 //	jobs/<id>/      what was submitted: args and script; and cancelled
 type Bed struct {
 	Dir       string

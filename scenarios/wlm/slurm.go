@@ -90,11 +90,21 @@ func (s *slurm) Resources(ctx context.Context) (Resources, error) {
 // exit, at once or not at all.
 func script(task Task, nodes int, exit string) []byte {
 	var b bytes.Buffer
-	launch := []string{"srun", fmt.Sprintf("--nodes=%d", nodes), fmt.Sprintf("--ntasks=%d", task.Ranks),
-		"--distribution=block", "--kill-on-bad-exit=1"}
-	fmt.Fprintf(&b, "#!/bin/sh\nstart=$(date +%%s%%N)\n%s\ncode=$?\n", quoteAll(append(launch, rank(task)...)))
+	fmt.Fprintf(&b, "#!/bin/sh\nstart=$(date +%%s%%N)\n%s\ncode=$?\n", launch(task, nil, fmt.Sprintf("--nodes=%d", nodes)))
 	fmt.Fprintf(&b, "echo \"$code $start $(date +%%s%%N)\" >%[1]s.part && mv %[1]s.part %[1]s\nexit $code\n", remote.Quote(exit))
 	return b.Bytes()
+}
+
+// hasPMIx succeeds where Slurm starts MPI ranks by PMIx, which Open MPI takes. Ubuntu 22.04's does not.
+const hasPMIx = "srun --mpi=list 2>&1 | grep -qw pmix"
+
+// launch starts ranks by srun or, where that cannot, by Open MPI's mpirun, which finds its job in the environment: the one that it is in,
+// or another's.
+func launch(task Task, another []string, options ...string) string {
+	ranks := fmt.Sprint(task.Ranks)
+	srun := slices.Concat([]string{"srun", "--ntasks=" + ranks, "--distribution=block", "--kill-on-bad-exit=1"}, options, rank(task))
+	mpirun := slices.Concat(another, []string{"mpirun", "--map-by", "slot", "-np", ranks}, rank(task))
+	return fmt.Sprintf("if %s; then %s; else %s; fi", hasPMIx, quoteAll(srun), quoteAll(mpirun))
 }
 
 // rank is the command line of one rank.
@@ -229,9 +239,14 @@ func (a *slurmAllocation) Run(ctx context.Context, t Task) (remote.Result, error
 	if err := t.check(); err != nil {
 		return remote.Result{}, fmt.Errorf("in allocation %s: %w", a.id, err)
 	}
-	argv := []string{"srun", "--jobid=" + string(a.id), fmt.Sprintf("--nodes=%d", len(a.nodes)),
-		fmt.Sprintf("--ntasks=%d", t.Ranks), "--distribution=block", "--kill-on-bad-exit=1", "--input=none", "--chdir=" + orRoot(t.Dir)}
-	return a.slurm.nodes.Run(ctx, a.slurm.control, quoteAll(append(argv, rank(t)...)))
+	perNode := make([]string, len(a.nodes))
+	for i := range perNode {
+		perNode[i] = fmt.Sprint((t.Ranks + len(a.nodes) - 1 - i) / len(a.nodes))
+	}
+	job := []string{"env", "SLURM_JOB_ID=" + string(a.id), "SLURM_JOBID=" + string(a.id), fmt.Sprintf("SLURM_NNODES=%d", len(a.nodes)),
+		"SLURM_NODELIST=" + strings.Join(a.nodes, ","), "SLURM_TASKS_PER_NODE=" + strings.Join(perNode, ",")}
+	return a.slurm.nodes.Run(ctx, a.slurm.control, fmt.Sprintf("cd %s && %s", remote.Quote(orRoot(t.Dir)), launch(t, job,
+		"--jobid="+string(a.id), fmt.Sprintf("--nodes=%d", len(a.nodes)), "--input=none", "--chdir="+orRoot(t.Dir))))
 }
 
 func (a *slurmAllocation) Release(ctx context.Context) error {

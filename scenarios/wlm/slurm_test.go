@@ -261,6 +261,17 @@ func TestScriptGolden(t *testing.T) {
 	require.Equal(t, string(want), string(got))
 }
 
+func TestSlurmWithoutPMIx(t *testing.T) {
+	b, s := open(t)
+	b.Write(t, "nopmix", "")
+	id, err := s.Submit(t.Context(), job("sh", "-c", `echo "$PMI_RANK $(uname -n) $OMPI"`))
+	require.NoError(t, err)
+	o, err := s.Wait(t.Context(), id)
+	require.NoError(t, err)
+	require.NoError(t, o.Err())
+	require.Equal(t, "0 fake-02 yes\n1 fake-03 yes\n", b.Read("nodes/fake-02/tmp/bedfellow-out"))
+}
+
 func TestSlurmAttach(t *testing.T) {
 	_, s := open(t)
 	attaches(t, s)
