@@ -73,7 +73,7 @@ func read(data []byte) (result Result, err error) {
 	if err := result.readTest(start); err != nil {
 		return result, fmt.Errorf("start: %w", err)
 	}
-	end, err := inside(top, "end")
+	end, err := inside(top, "end", nameBackward)
 	if err != nil {
 		return result, err
 	}
@@ -115,11 +115,27 @@ func (r *Result) readTest(start map[string]json.RawMessage) error {
 	return nil
 }
 
+// back is what the sums of the direction from the server end with.
+const back = "_bidir_reverse"
+
+// nameBackward gives the sums of a test of both directions the names that iperf3 gives them from 3.10 on. Before, as in Ubuntu 22.04, those
+// of the direction from the server come second, under the same names; both say whose they are, which is checked later.
+func nameBackward(members []member) {
+	seen := map[string][]int{}
+	for i, m := range members {
+		seen[m.name] = append(seen[m.name], i)
+	}
+	if len(seen["sum_sent"]) == 2 && len(seen["sum_received"]) == 2 {
+		for _, name := range []string{"sum_sent", "sum_received"} {
+			members[seen[name][1]].name += back
+		}
+	}
+}
+
 func (r *Result) readEnd(end map[string]json.RawMessage) (err error) {
 	if r.Forward, err = r.flow(end, "", true); err != nil {
 		return err
 	}
-	const back = "_bidir_reverse"
 	directions := 1
 	_, sent := end["sum_sent"+back]
 	_, received := end["sum_received"+back]
@@ -191,9 +207,15 @@ func (r *Result) sum(end map[string]json.RawMessage, name string, forward bool) 
 	return f, nil
 }
 
-// object reads one JSON object and nothing after it. Unlike json.Unmarshal it takes names as they are written, and one that is there
-// twice has no value: iperf3 3.12 repeats some of those that nobody reads here, such as sock_bufsize.
-func object(data []byte) (map[string]json.RawMessage, error) {
+// member is one of a JSON object.
+type member struct {
+	name  string
+	value json.RawMessage
+}
+
+// object reads one JSON object and nothing after it. Unlike json.Unmarshal it takes names as they are written, once they were edited, and
+// one that is there twice has no value: iperf3 3.12 repeats some of those that nobody reads here, such as sock_bufsize.
+func object(data []byte, edit ...func([]member)) (map[string]json.RawMessage, error) {
 	d := json.NewDecoder(bytes.NewReader(data))
 	if t, err := d.Token(); err == io.EOF {
 		return nil, errors.New("nothing there")
@@ -202,7 +224,7 @@ func object(data []byte) (map[string]json.RawMessage, error) {
 	} else if t != json.Delim('{') {
 		return nil, fmt.Errorf("%v, where an object was expected", t)
 	}
-	o := map[string]json.RawMessage{}
+	var members []member
 	for d.More() {
 		t, err := d.Token()
 		if err != nil {
@@ -212,20 +234,27 @@ func object(data []byte) (map[string]json.RawMessage, error) {
 		if !ok {
 			return nil, fmt.Errorf("%v, where a name was expected", t)
 		}
-		_, twice := o[name]
 		var v json.RawMessage
 		if err := d.Decode(&v); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, whole(err))
 		}
-		if o[name] = v; twice {
-			o[name] = nil
-		}
+		members = append(members, member{name, v})
 	}
 	if _, err := d.Token(); err != nil {
 		return nil, whole(err)
 	}
 	if t, err := d.Token(); err != io.EOF {
 		return nil, fmt.Errorf("something follows the object: %v", t)
+	}
+	for _, e := range edit {
+		e(members)
+	}
+	o := map[string]json.RawMessage{}
+	for _, m := range members {
+		if _, twice := o[m.name]; twice {
+			m.value = nil
+		}
+		o[m.name] = m.value
 	}
 	return o, nil
 }
@@ -238,7 +267,7 @@ func whole(err error) error {
 	return err
 }
 
-func inside(o map[string]json.RawMessage, name string) (map[string]json.RawMessage, error) {
+func inside(o map[string]json.RawMessage, name string, edit ...func([]member)) (map[string]json.RawMessage, error) {
 	v, ok := o[name]
 	if !ok {
 		return nil, fmt.Errorf("%s is missing", name)
@@ -246,7 +275,7 @@ func inside(o map[string]json.RawMessage, name string) (map[string]json.RawMessa
 	if v == nil {
 		return nil, fmt.Errorf("%s is there twice", name)
 	}
-	in, err := object(v)
+	in, err := object(v, edit...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

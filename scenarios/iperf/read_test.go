@@ -32,8 +32,26 @@ func TestReadRealJSON(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []int{2, 1, 1}, []int{r.Streams, r.Seconds, r.Omit})
 
+	// iperf3 3.9 of Ubuntu 22.04, between two virtual machines, has names twice.
+	r, err = ReadJSON(strings.NewReader(testdata(t, "bidir-3.9.json")))
+	require.NoError(t, err)
+	require.Equal(t, []float64{36575272.97886695, 20041245.4678723}, []float64{r.Forward.BitsPerSecond, r.Backward.BitsPerSecond})
+	require.Equal(t, []int64{0, 0}, []int64{*r.Forward.Retransmits, *r.Backward.Retransmits})
+
 	_, err = ReadJSON(strings.NewReader(testdata(t, "refused.json")))
 	require.ErrorContains(t, err, "iperf3 reports an error: unable to connect to server: Connection refused")
+}
+
+func TestReadOldJSONRefuses(t *testing.T) {
+	for says, change := range map[string][2]string{
+		"which is the other direction": {"\"sender\":\ttrue\n\t\t},\n\t\t\"sum_sent\"", "\"sender\":\tfalse\n\t\t},\n\t\t\"sum_sent\""},
+		"is there twice":               {"\"cpu_utilization_percent\"", "\"sum_sent\": {}, \"cpu_utilization_percent\""},
+	} {
+		text := strings.Replace(testdata(t, "bidir-3.9.json"), change[0], change[1], 1)
+		require.NotEqual(t, testdata(t, "bidir-3.9.json"), text)
+		_, err := ReadJSON(strings.NewReader(text))
+		require.ErrorContains(t, err, says)
+	}
 }
 
 func TestReadJSONRefuses(t *testing.T) {
