@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -195,4 +196,33 @@ func TestFluxPackagesOfAnotherArchitectureAreRefused(t *testing.T) {
 	_, err = b.run(context.Background(), []string{"dpkg-deb", "--build", root, b.art.Source})
 	require.NoError(t, err)
 	assert.ErrorContains(t, b.fluxTar(t.Context(), filepath.Join(dir, "flux.tar")), "is a package for riscv64")
+}
+
+// An image gets the same from packages as from a tree.
+func TestRealFluxFromPackages(t *testing.T) {
+	artifact := os.Getenv(FluxEnv)
+	if artifact == "" {
+		t.Skip(FluxEnv + " names no artifact of Flux for debian-12, to make packages of: no distribution has one")
+	}
+	s := realStore(t)
+	root, debs := t.TempDir(), t.TempDir()
+	for _, argv := range [][]string{
+		{"tar", "-C", root, "-xpf", artifact},
+		{"mkdir", "-p", root + "/DEBIAN", root + "-more/DEBIAN", root + "-more/usr"},
+		{"mv", root + "/usr/share", root + "-more/usr/"},
+		{"sh", "-c", `for p in "" -more; do printf 'Package: flux%s\nVersion: 1\nArchitecture: amd64\nMaintainer: a <a@example.org>\nDescription: none\n' "$p" >"$0$p/DEBIAN/control"; done`, root},
+		{"dpkg-deb", "--build", root, debs + "/flux.deb"},
+		{"dpkg-deb", "--build", root + "-more", debs + "/flux-more.deb"},
+	} {
+		out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+		require.NoError(t, err, "%v: %s", argv, out)
+	}
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(root+"-more")) })
+	var digests [2]string
+	for i, source := range []string{artifact, debs} {
+		img, err := s.Build(t.Context(), Request{Definition: "debian-12", Roles: []string{"base", "flux"}, Flux: source})
+		require.NoError(t, err)
+		digests[i] = img.Digest
+	}
+	require.Equal(t, digests[0], digests[1])
 }
