@@ -111,7 +111,7 @@ func TestFlux(t *testing.T) {
 			_, err := p.on(t, inv, last, "pgrep -x sleep -u bed")
 			return err
 		})
-		p.must(t, inv, last, "sudo pkill -KILL -x flux-broker")
+		p.must(t, inv, last, "sudo systemctl kill --kill-who=main --signal=KILL flux")
 		o, err := m.Wait(t.Context(), id)
 		require.NoError(t, err)
 		assert.Equal(t, wlm.NodeFail, o.State, "%+v", o)
@@ -151,7 +151,7 @@ func (p place) misfits(t *testing.T, inv bed.Inventory, settings []string) {
 		// Containers have the host's clock, so that what tells it is false: two minutes.
 		{"clock", `printf '#!/bin/sh\necho $(($(/usr/bin/date +%%s) - 120))\n' | sudo tee /usr/local/bin/date && sudo chmod 755 /usr/local/bin/date`,
 			"sudo rm /usr/local/bin/date", "clocks are 1"},
-		{"name", "sudo hostname another", "sudo hostname " + name, "host name is another, and not " + name},
+		{"name", "sudo hostname another", "sudo hostname " + name, name + " is broken: calls itself another"},
 	} {
 		t.Run(c.fault, func(t *testing.T) {
 			p.must(t, inv, last, c.broken)

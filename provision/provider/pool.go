@@ -277,7 +277,7 @@ func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, s
 		return m
 	}
 	if facts.Hostname != st.Name {
-		m.State, m.Detail = string(provision.Broken), fmt.Sprintf("calls itself %s", facts.Hostname)
+		m.State, m.Detail = string(provision.Broken), fmt.Sprintf("calls itself %s; restart it, or give its name back with `sudo hostname %s` on it", facts.Hostname, st.Name)
 	}
 	m.BootID, m.CPUs, m.MemoryMiB, m.Kernel = facts.BootID, facts.CPUs, int(facts.MemoryMiB), facts.Kernel
 	return m
