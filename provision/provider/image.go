@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"errors"
+	"reflect"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -123,6 +124,9 @@ func (i *Image) Diff(ctx context.Context, req infer.DiffRequest[ImageArgs, Image
 		return diff, err
 	}
 	img, kept, err := store.Get(ctx, req.Inputs.request())
+	if errors.Is(err, images.ErrNoFlux) && reflect.DeepEqual(req.Inputs, req.State.ImageArgs) { // as in Read, which the engine follows by this
+		return diff, nil
+	}
 	if err != nil {
 		return diff, err
 	}

@@ -60,7 +60,13 @@ func TestImageOutlivesItsFlux(t *testing.T) {
 	state := property.NewMap(map[string]property.Value{
 		"definition": text("debian-12"), "flux": text(filepath.Join(t.TempDir(), "gone.tar")), "key": text("k"), "digest": text("sha256:d"), "path": text("/p"),
 	})
-	read, err := s.Read(p.ReadRequest{Urn: urn("Image"), ID: "debian-12", Properties: state, Inputs: state.Delete("key").Delete("digest").Delete("path")})
+	inputs := state.Delete("key").Delete("digest").Delete("path")
+	read, err := s.Read(p.ReadRequest{Urn: urn("Image"), ID: "debian-12", Properties: state, Inputs: inputs})
 	require.NoError(t, err)
 	assert.Equal(t, "sha256:d", read.Properties.Get("digest").AsString())
+	diff, err := s.Diff(p.DiffRequest{Urn: urn("Image"), ID: "debian-12", State: read.Properties, Inputs: inputs})
+	require.NoError(t, err, "a refresh, which destroy begins with, compares what it read")
+	assert.False(t, diff.HasChanges)
+	_, err = s.Diff(p.DiffRequest{Urn: urn("Image"), ID: "debian-12", State: read.Properties, Inputs: inputs.Set("flux", text("/another/gone.tar"))})
+	assert.ErrorContains(t, err, "no Flux to put on the image")
 }
