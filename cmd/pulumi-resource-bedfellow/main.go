@@ -8,11 +8,13 @@ import (
 
 	"github.com/pulumi/pulumi-go-provider/infer"
 
+	"github.com/bedfellow/bedfellow/pkg/proc"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
 )
 
 func main() {
+	proc.KeepOpenFiles() // nodes outlive this process
 	p, err := provider.New(provider.Host{}, infer.ComponentF(stacks.NewBed))
 	if err == nil {
 		err = p.Run(context.Background(), provider.Name, provider.Version)
