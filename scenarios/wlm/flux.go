@@ -277,7 +277,7 @@ func readFluxJob(id ID, text string) (Outcome, error) {
 
 // lostNode says that a job's exception is the loss of a broker, by the texts of the job-exec module and the overlay.
 func lostNode(note string) bool {
-	return strings.Contains(note, "lost contact") || strings.Contains(note, "Host is unreachable") || strings.Contains(note, "No route to host")
+	return strings.Contains(note, "node failure") || strings.Contains(note, "lost contact") || strings.Contains(note, "Host is unreachable") || strings.Contains(note, "No route to host")
 }
 
 func fraction(seconds float64) time.Time {

@@ -105,6 +105,10 @@ func TestFluxJobsAreRead(t *testing.T) {
 	o, err = readFluxJob("f1", `{"state": "INACTIVE", "result": "FAILED", "returncode": 1, "exception": {"occurred": true, "severity": 0, "type": "exec", "note": "lost contact with job shell on broker fx-03"}}`)
 	require.NoError(t, err)
 	require.Equal(t, []any{NodeFail, "exec: lost contact with job shell on broker fx-03"}, []any{o.State, o.Reason})
+	// What flux-core 0.88.0 says when a broker is killed.
+	o, err = readFluxJob("f1", `{"state": "INACTIVE", "result": "FAILED", "returncode": 1, "exception": {"occurred": true, "severity": 0, "type": "exec", "note": "node failure on rep-04 (rank 3)"}}`)
+	require.NoError(t, err)
+	require.Equal(t, NodeFail, o.State)
 
 	for _, wrong := range []string{"", "[]", "{}", `{"state": "INACTIVE", "result": "BORED"}`, "no such job"} {
 		_, err := readFluxJob("f1", wrong)
