@@ -1,12 +1,10 @@
 package e2e_test
 
 import (
-	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,13 +34,11 @@ func (p place) limactl(t *testing.T, args ...string) string {
 // limactl runs Lima's own command in a LIMA_HOME, as the user that Lima runs as, and returns what it printed.
 func limactl(t *testing.T, home string, args ...string) string {
 	t.Helper()
-	cmd, err := lima.New(limaRoot(t)).Limactl(t.Context(), home, append([]string{"--tty=false"}, args...)...)
-	require.NoError(t, err)
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	out, err := cmd.Output()
-	require.NoError(t, err, "%v: %s%s", cmd.Args, out, said.String())
-	return string(out)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*callTimeout) // it is also what cleans up
+	defer cancel()
+	out, err := lima.New(limaRoot(t)).Limactl(ctx, home, args...)
+	require.NoError(t, err, out)
+	return out
 }
 
 // TestOffline: a bed comes up from a kept image where there is no network at all but the host's own loopback interface.
@@ -130,12 +126,7 @@ func (p place) startsElsewhere(t *testing.T, node string) {
 	defer func() { require.NoError(t, os.RemoveAll(home)) }()
 	yaml := filepath.Join(home, node+".yaml")
 	require.NoError(t, os.WriteFile(yaml, text, 0o600))
-	if os.Geteuid() == 0 {
-		u, err := user.Lookup(lima.Account)
-		require.NoError(t, err)
-		out, err := exec.Command("chown", "-R", u.Uid+":"+u.Gid, home).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
+	require.NoError(t, lima.New(limaRoot(t)).Own(home, yaml))
 	defer limactl(t, home, "delete", "-f", node)
 	limactl(t, home, "start", "--timeout="+p.patience(2*time.Minute).String(), yaml)
 	assert.Equal(t, node+"\n", limactl(t, home, "shell", node, "hostname"))

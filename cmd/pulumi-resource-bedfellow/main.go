@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	proc.KeepOpenFiles() // nodes outlive this process
+	proc.CloseOnExec() // nodes outlive this process
 	p, err := provider.New(provider.Host{}, infer.ComponentF(stacks.NewBed))
 	if err == nil {
 		err = p.Run(context.Background(), provider.Name, provider.Version)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strings"
 	"time"
@@ -41,35 +40,20 @@ func (b *bench) bare(ctx context.Context, runs int) (float64, error) {
 	if err := os.WriteFile(file, b.yaml, 0o600); err != nil {
 		return 0, err
 	}
-	if os.Geteuid() == 0 {
-		u, err := user.Lookup(lima.Account)
-		if err != nil {
-			return 0, err
-		}
-		if out, err := exec.CommandContext(ctx, "chown", "-R", u.Uid+":"+u.Gid, home).CombinedOutput(); err != nil {
-			return 0, fmt.Errorf("chown %s: %w: %s", home, err, out)
-		}
-	}
-	limactl := func(ctx context.Context, args ...string) error {
-		cmd, err := lima.New(root).Limactl(ctx, home, append([]string{"--tty=false"}, args...)...)
-		if err != nil {
-			return err
-		}
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("limactl %s: %w: %s", strings.Join(args, " "), err, out)
-		}
-		return nil
+	driver := lima.New(root)
+	if err := driver.Own(home, file); err != nil {
+		return 0, err
 	}
 	var seconds []float64
 	for i := range runs {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
 		fmt.Fprintf(os.Stderr, "limactl start: run %d of %d\n", i+1, runs)
 		start := time.Now()
-		err := limactl(ctx, "start", "--timeout="+limit.String(), file)
+		_, err := driver.Limactl(ctx, home, "start", "--timeout="+limit.String(), file)
 		seconds = append(seconds, time.Since(start).Seconds())
-		if err := errors.Join(err, limactl(context.WithoutCancel(ctx), "delete", "-f", "bare")); err != nil {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		_, errDelete := driver.Limactl(clean, home, "delete", "-f", "bare")
+		cancel()
+		if err := errors.Join(err, errDelete); err != nil {
 			return 0, err
 		}
 	}

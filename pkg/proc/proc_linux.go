@@ -13,6 +13,6 @@ func DieWithParent(attr *syscall.SysProcAttr) *syscall.SysProcAttr {
 	return attr
 }
 
-// KeepOpenFiles has children get no file but those they are given. What a caller left open for this process, such as a lock of flock(1),
+// CloseOnExec has children get no file but those they are given. What a caller left open for this process, such as a lock of flock(1),
 // would else stay open for as long as a node lives. A kernel before 5.11 does not know how.
-func KeepOpenFiles() { _ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) }
+func CloseOnExec() { _ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) }

@@ -37,9 +37,9 @@ func Processes(home, node string) (pids []int) {
 
 // Said runs limactl in a LIMA_HOME and returns what it said and its status.
 func (d *Driver) Said(t *testing.T, home string, args ...string) (said string, code int) {
-	cmd, err := d.Limactl(t.Context(), home, args...)
+	h, err := d.openHost(t.Context())
 	require.NoError(t, err)
-	out, err := cmd.CombinedOutput()
+	out, err := h.command(home, h.limactl, args...).CombinedOutput()
 	if err == nil {
 		return string(out), 0
 	}

@@ -96,14 +96,23 @@ func (h host) command(home, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Limactl is a command of limactl's in a LIMA_HOME, as the driver runs it: as the account that Lima runs as, and with the acceleration
-// that the host has. The error says what this host lacks.
-func (d *Driver) Limactl(ctx context.Context, home string, args ...string) (*exec.Cmd, error) {
+// Limactl runs limactl in a LIMA_HOME to its end, as the driver runs it: as the account that Lima runs as, and with the acceleration that
+// the host has. It returns what was printed. The error holds what limactl complained of, or says what this host lacks.
+func (d *Driver) Limactl(ctx context.Context, home string, args ...string) (string, error) {
 	h, err := d.openHost(ctx)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return h.command(home, h.limactl, args...), nil
+	return run(ctx, h.command(home, h.limactl, append([]string{"--tty=false"}, args...)...))
+}
+
+// Own gives paths to the account that Lima runs as, which is the caller unless that is root.
+func (d *Driver) Own(paths ...string) error {
+	a, err := lookupAccount(d.account)
+	if err != nil {
+		return err
+	}
+	return a.own(paths...)
 }
 
 // environment is that of a user who has just logged in, and finds what lies beside the command.

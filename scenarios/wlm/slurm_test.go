@@ -270,6 +270,13 @@ func TestSlurmWithoutPMIx(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, o.Err())
 	require.Equal(t, "0 fake-02 yes\n1 fake-03 yes\n", b.Read("nodes/fake-02/tmp/bedfellow-out"))
+
+	a, err := s.Allocate(t.Context(), Request{Nodes: 2, Ranks: 3, Limit: time.Minute})
+	require.NoError(t, err)
+	r, err := a.Run(t.Context(), Task{Command: []string{"sh", "-c", `echo "$OMPI $SLURM_JOB_ID $SLURM_NODELIST $SLURM_TASKS_PER_NODE"`}, Ranks: 3})
+	require.NoError(t, err)
+	require.Equal(t, strings.Repeat("yes "+string(a.ID())+" fake-02,fake-03 2,1\n", 3), string(r.Stdout))
+	require.NoError(t, a.Release(t.Context()))
 }
 
 func TestSlurmAttach(t *testing.T) {

@@ -108,29 +108,28 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 	if !ours || job.output == "" {
 		return fmt.Errorf("%s: job %s was not submitted here, or was waited for already: nothing to attach to", w.desk.Name(), id)
 	}
-	begin, copied := time.Now(), 0
+	begin, heard, copied := time.Now(), time.Now(), 0
 	for {
 		o, err := w.desk.ask(ctx, id)
 		if err == nil && o.Host == "" {
 			err = w.desk.expand(ctx, &o)
 		}
-		if err != nil {
-			return fmt.Errorf("attach to job %s: %w", id, err)
-		}
-		for more := o.Host != ""; more; {
-			file := remote.Quote(job.output)
-			r, err := w.nodes.Run(ctx, o.Host, fmt.Sprintf("[ ! -e %[1]s ] || tail -c +%[2]d %[1]s | head -c %[3]d", file, copied+1, attachAtOnce))
-			if err == nil {
-				_, err = out.Write(r.Stdout)
+		for more := err == nil && o.Host != ""; more; {
+			var part []byte
+			part, err = w.part(ctx, o.Host, job.output, copied)
+			if _, err := out.Write(part); err != nil {
+				return fmt.Errorf("attach to job %s: %w", id, err)
 			}
-			if err != nil {
-				return fmt.Errorf("attach to job %s: copy %s: %w", id, job.output, err)
-			}
-			copied += len(r.Stdout)
-			more = len(r.Stdout) == attachAtOnce
+			copied += len(part)
+			more = err == nil && len(part) == attachAtOnce
 		}
-		if o.State.Over() {
+		switch {
+		case err == nil && o.State.Over():
 			return nil
+		case err == nil:
+			heard = time.Now()
+		case w.desk.unknown(err) || ctx.Err() == nil && time.Since(heard) > w.timing.silence:
+			return fmt.Errorf("attach to job %s: %w; %s", id, err, w.desk.look())
 		}
 		select {
 		case <-ctx.Done():
@@ -138,6 +137,17 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 		case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
 		}
 	}
+}
+
+// part is what follows in a job's output on its node, which may not be there yet.
+func (w *waiter) part(ctx context.Context, node, file string, from int) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, w.timing.command, fmt.Errorf("%s not copied within %s", file, w.timing.command))
+	defer cancel()
+	r, err := w.nodes.Run(ctx, node, fmt.Sprintf("[ ! -e %[1]s ] || tail -c +%[2]d %[1]s | head -c %[3]d", remote.Quote(file), from+1, attachAtOnce))
+	if err != nil {
+		return nil, fmt.Errorf("copy %s of node %s: %w", file, node, err)
+	}
+	return r.Stdout, nil
 }
 
 // watch looks at a job until the condition holds, or until one of Wait's reasons to end the job does.
