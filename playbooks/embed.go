@@ -15,9 +15,9 @@ package playbooks
 
 import "embed"
 
-// FS holds everything: bake.yml, build.yml, site.yml and roles/.
+// FS holds everything: bake.yml, build.yml, site.yml, roles/ and what modules of ours they use, library/.
 //
-//go:embed *.yml roles
+//go:embed *.yml library roles
 var FS embed.FS
 
 // Roles lists the roles an image may have, in the order they are baked.

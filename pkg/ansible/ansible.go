@@ -36,7 +36,7 @@ type Run struct {
 	Playbooks fs.FS          // playbooks, with their roles in roles/
 	Playbook  string         // the file in Playbooks to run, such as site.yml
 	Inventory any            // written as a JSON inventory; must hold no secret
-	ExtraVars map[string]any // may hold secrets; tasks that use one must set no_log
+	ExtraVars map[string]any // may hold secrets; a task that uses one hides it by no_log, its own or its module's
 
 	PrivateKey []byte // OpenSSH format; for connections over ssh
 	KnownHosts []byte // the only host keys that are accepted; without it no ssh connection is
