@@ -158,6 +158,7 @@ func (p place) manager(t *testing.T) {
 	m := p.open(t, inv)
 	node := inv.Compute()[0].Name
 	p.attach(t, inv, m)
+	p.burst(t, inv, m)
 	usable := func() (bool, string) {
 		have, err := m.Resources(t.Context())
 		require.NoError(t, err)
@@ -180,6 +181,40 @@ func (p place) manager(t *testing.T) {
 			return nil
 		})
 	}
+}
+
+// burst: many jobs at once are run, and none is left of those that are cut short.
+func (p place) burst(t *testing.T, inv bed.Inventory, m wlm.Manager) {
+	c := p.ok(t, "run", "throughput", "-s", p.stack, "-n", "1", "--param", "jobs=20", "--param", "warmups=0", "-o", "json")
+	var said struct{ Summary results.Summary }
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+	require.NotEmpty(t, said.Summary.Stats)
+	if median := said.Summary.Stats[0].Median; assert.NotNil(t, median, "%s", c) {
+		assert.Positive(t, *median)
+	}
+
+	list := map[string]string{"slurm": "squeue -h -r", "flux": "flux jobs -n -c 0"}[m.Name()]
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stop := errors.New("the suite has seen enough")
+	ended := make(chan error, 1)
+	go func() {
+		_, err := m.Burst(ctx, "suite", 1000)
+		ended <- err
+	}()
+	eventually(t, "jobs", p.patience(30*time.Second), func() error {
+		if p.must(t, inv, 0, list) == "" {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	cancel(stop)
+	require.ErrorIs(t, <-ended, stop)
+	eventually(t, "an empty queue", p.patience(30*time.Second), func() error {
+		if jobs := p.must(t, inv, 0, list); jobs != "" {
+			return errors.New(jobs)
+		}
+		return nil
+	})
 }
 
 // open is the bed's workload manager.

@@ -18,12 +18,13 @@ import (
 	"github.com/bedfellow/bedfellow/scenarios/lammps"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/scenarios/selftest"
+	"github.com/bedfellow/bedfellow/scenarios/throughput"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), selftest.Scenario(), selftest.FluxScenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), throughput.Scenario(), selftest.Scenario(), selftest.FluxScenario()}
 }
 
 // Find returns the scenario of that name.

@@ -39,6 +39,9 @@ type Manager interface {
 	// Drain has a node get no more jobs, and says why; those on it go on. Undrain takes that back. A node that is so already is no error.
 	Drain(ctx context.Context, node, reason string) error
 	Undrain(ctx context.Context, node string) error
+	// Burst runs that many jobs of one CPU that do nothing, all submitted by one command, and returns how long it was until the last was
+	// over. When the context ends, none is left.
+	Burst(ctx context.Context, name string, jobs int) (time.Duration, error)
 	// Allocate holds nodes for several commands, until Release or the request's Limit. It waits for the nodes like Wait.
 	Allocate(ctx context.Context, r Request) (Allocation, error)
 }
