@@ -22,7 +22,9 @@ var removed = []string{
 	// manuals
 	"usr/share/man/*", "usr/share/locale/*",
 	// caches and former versions
-	"var/lib/apt/lists/*", "var/lib/apt/extended_states.*", "var/cache/apt/*", "var/cache/debconf/*-old", "var/cache/ldconfig/aux-cache",
+	// Which packages came for others' sake is noted differently by versions of the tools; without the note none is ever taken away by itself.
+	"var/lib/apt/extended_states*",
+	"var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/debconf/*-old", "var/cache/ldconfig/aux-cache",
 	"var/lib/dpkg/*-old", "etc/passwd-", "etc/shadow-", "etc/group-", "etc/gshadow-", "etc/subuid-", "etc/subgid-",
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // bakeVersion counts changes of the bake itself that give another image from the same inputs.
-const bakeVersion = 2
+const bakeVersion = 3
 
 // key is the key of an image's inputs, and the digest of each file that is one of them.
 func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
