@@ -220,7 +220,7 @@ func TestCleanLeavesNoIdentity(t *testing.T) {
 	tree := t.TempDir()
 	files := map[string]string{
 		"etc/machine-id": "0123", "etc/ssh/ssh_host_ed25519_key": "key", "etc/munge/munge.key": "key", "var/lib/systemd/random-seed": "seed",
-		"var/log/dpkg.log": "today", "etc/apt/sources.list": "deb a b\ndeb-src a b\n", "etc/shadow": "root:*:20000:0:99999:7:::\n", "usr/bin/true": "",
+		"var/log/dpkg.log": "today", "var/lib/apt/extended_states": "Package: a\nAuto-Installed: 1\n", "etc/apt/sources.list": "deb a b\ndeb-src a b\n", "etc/shadow": "root:*:20000:0:99999:7:::\n", "usr/bin/true": "",
 	}
 	for name, content := range files {
 		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(tree, name)), 0o755))
@@ -228,7 +228,7 @@ func TestCleanLeavesNoIdentity(t *testing.T) {
 	}
 	epoch := time.Unix(86400*100+7, 0)
 	require.NoError(t, clean(tree, epoch))
-	for _, gone := range []string{"etc/ssh/ssh_host_ed25519_key", "etc/munge/munge.key", "var/lib/systemd/random-seed", "var/log/dpkg.log"} {
+	for _, gone := range []string{"etc/ssh/ssh_host_ed25519_key", "etc/munge/munge.key", "var/lib/systemd/random-seed", "var/log/dpkg.log", "var/lib/apt/extended_states"} {
 		assert.NoFileExists(t, filepath.Join(tree, gone))
 	}
 	for name, want := range map[string]string{"etc/machine-id": "", "etc/apt/sources.list": "deb a b\n", "etc/shadow": "root:*:100:0:99999:7:::\n"} {
