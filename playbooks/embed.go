@@ -9,7 +9,7 @@
 //	bake.yml       puts what is the same on every node into an image, over a chroot connection, without starting anything
 //	configure.yml  sets what differs by node or bed, over ssh as the bed's user
 //
-// What only configure.yml reads is in templates/ and vars/; a change there asks for no new image. What only build.yml reads is
+// What only configure.yml reads is in templates/, vars/ and library/; a change there asks for no new image. What only build.yml reads is
 // in vars/build.yml and files/build/.
 package playbooks
 
