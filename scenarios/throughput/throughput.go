@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 )
 
@@ -14,12 +15,20 @@ func Scenario() scenario.Scenario {
 	return scenario.Scenario{
 		Name: "throughput", Summary: "how many jobs that do nothing the workload manager gets through in a second",
 		Parameters: []scenario.Parameter{
-			{Name: "jobs", Doc: "jobs of one CPU, submitted by one command; Slurm takes 1000 at most", Default: "100", Check: scenario.Whole(1, 1_000_000)},
+			{Name: "jobs", Doc: "jobs of one CPU, submitted by one command; Slurm takes 1000 at most", Default: "100", Check: scenario.Whole(1, 1_000_000), Fits: jobsFit},
 			{Name: "warmups", Doc: "repetitions before the measured ones, recorded but not counted", Default: "1", Check: scenario.Whole(0, 1000)},
 			{Name: "limit", Doc: "of the time of each repetition", Default: "20m", Check: scenario.Length},
 		},
 		Run: run,
 	}
+}
+
+// jobsFit knows the MaxArraySize that Slurm has by itself.
+func jobsFit(inv bed.Inventory, v scenario.Values, _ string) error {
+	if inv.WorkloadManager == "slurm" && v.Int("jobs") > 1000 {
+		return fmt.Errorf("bed %s has Slurm, which takes 1000 jobs at most by one command", inv.Bed)
+	}
+	return nil
 }
 
 func run(ctx context.Context, env *scenario.Env) error {
