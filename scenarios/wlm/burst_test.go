@@ -36,7 +36,7 @@ func TestBurst(t *testing.T) {
 				_, err := m.Burst(ctx, name+"-endless", 50) // a name of its own: the nodes of both fakes are this host
 				ended <- err
 			}()
-			require.Eventually(t, func() bool { return b.Read("jobs/" + name + "-endless/args") != "" }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return b.Read("jobs/"+name+"-endless/args") != "" }, 10*time.Second, 10*time.Millisecond)
 			cancel(stop)
 			err = <-ended
 			require.ErrorIs(t, err, stop)
