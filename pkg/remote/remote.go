@@ -210,8 +210,39 @@ func (e *ending) Write(p []byte) (int, error) {
 	return e.w.Write(p)
 }
 
+// patience is how long a machine that is there may take to say that something ended.
+const patience = 3 * time.Second
+
+// session opens a session. A machine that was rebooted since it logged us in says nothing to that, ever: once the context has ended, the
+// connection goes.
+func (c *Client) session(ctx context.Context) (*ssh.Session, error) {
+	type opened struct {
+		session *ssh.Session
+		err     error
+	}
+	done := make(chan opened, 1)
+	go func() {
+		s, err := c.conn.NewSession()
+		done <- opened{s, err}
+	}()
+	select {
+	case o := <-done:
+		return o.session, o.err
+	case <-ctx.Done():
+	}
+	select {
+	case o := <-done:
+		if o.err == nil {
+			_ = o.session.Close()
+		}
+	case <-time.After(patience):
+		_ = c.conn.Close()
+	}
+	return nil, context.Cause(ctx)
+}
+
 func (c *Client) stream(ctx context.Context, command string, stdin io.Reader, stdout, stderr io.Writer) (Result, error) {
-	session, err := c.conn.NewSession()
+	session, err := c.session(ctx)
 	if err != nil {
 		return Result{}, fmt.Errorf("open a session on node %s: %w", c.Target.Name, err)
 	}
@@ -227,7 +258,7 @@ func (c *Client) stream(ctx context.Context, command string, stdin io.Reader, st
 		go func() { _ = session.Signal(ssh.SIGTERM); _ = session.Close() }()
 		select {
 		case <-done:
-		case <-time.After(3 * time.Second):
+		case <-time.After(patience):
 			_ = c.conn.Close()
 		}
 		return Result{}, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, context.Cause(ctx))
@@ -304,4 +335,40 @@ func (c *Client) Ask(ctx context.Context) (Facts, error) {
 		f.CPUModel = lines[5]
 	}
 	return f, errors.Join(errCPU, errMem)
+}
+
+// Forward carries connections that the listener accepts to an address as the machine sees it, until the listener is closed. A
+// connection whose other end does not answer is closed; the caller's peer sees it end.
+func (c *Client) Forward(listener net.Listener, address string) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		near, err := listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		wg.Go(func() {
+			defer near.Close()
+			far, err := c.conn.Dial("tcp", address)
+			if err != nil {
+				return
+			}
+			defer far.Close()
+			done := make(chan struct{}, 2)
+			for _, pair := range [][2]net.Conn{{near, far}, {far, near}} {
+				go func() {
+					_, _ = io.Copy(pair[0], pair[1])
+					if half, ok := pair[0].(interface{ CloseWrite() error }); ok {
+						_ = half.CloseWrite() // what the other end still has to say must come through
+					}
+					done <- struct{}{}
+				}()
+			}
+			<-done
+			<-done
+		})
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ import (
 type fakeNode struct {
 	target  remote.Target
 	logins  atomic.Int32  // attempts to log in: what was sent to it beyond the key exchange
+	silent  atomic.Bool   // says nothing more to what is asked of it, as a machine that was rebooted
 	hangups chan struct{} // one for each command whose session was closed before it ended
 }
 
@@ -77,12 +79,47 @@ func (n *fakeNode) serve(raw net.Conn, config *ssh.ServerConfig) {
 	}
 	go ssh.DiscardRequests(requests)
 	for c := range channels {
+		if n.silent.Load() {
+			continue
+		}
+		if c.ChannelType() == "direct-tcpip" {
+			go n.forward(c)
+			continue
+		}
 		channel, requests, err := c.Accept()
 		if err != nil {
 			return
 		}
 		go n.session(channel, requests)
 	}
+}
+
+// forward connects a channel to where it is to go, as sshd does.
+func (n *fakeNode) forward(c ssh.NewChannel) {
+	var to struct {
+		Host string
+		Port uint32
+		From string
+		At   uint32
+	}
+	_ = ssh.Unmarshal(c.ExtraData(), &to)
+	far, err := net.Dial("tcp", net.JoinHostPort(to.Host, strconv.Itoa(int(to.Port))))
+	if err != nil {
+		_ = c.Reject(ssh.ConnectionFailed, err.Error())
+		return
+	}
+	defer far.Close()
+	near, requests, err := c.Accept()
+	if err != nil {
+		return
+	}
+	defer near.Close()
+	go ssh.DiscardRequests(requests)
+	go func() {
+		_, _ = io.Copy(far, near)
+		_ = far.(*net.TCPConn).CloseWrite()
+	}()
+	_, _ = io.Copy(near, far)
 }
 
 func (n *fakeNode) session(channel ssh.Channel, requests <-chan *ssh.Request) {
@@ -275,4 +312,62 @@ func TestQuote(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, s, string(out))
 	}
+}
+
+func TestForward(t *testing.T) {
+	c := dial(t, startNode(t).target)
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	go func() {
+		for {
+			conn, err := far.Accept()
+			if err != nil {
+				return
+			}
+			data, _ := io.ReadAll(conn) // to the end, then answers: each way ends by itself
+			_, _ = conn.Write(bytes.ToUpper(data))
+			_ = conn.Close()
+		}
+	}()
+	near, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Forward(near, far.Addr().String()) }()
+	say := func() string {
+		conn, err := net.Dial("tcp", near.Addr().String())
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = conn.Write(bytes.Repeat([]byte("x"), 1<<20))
+		require.NoError(t, err)
+		require.NoError(t, conn.(*net.TCPConn).CloseWrite())
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		data, err := io.ReadAll(conn)
+		require.NoError(t, err)
+		return string(data)
+	}
+	assert.Equal(t, strings.Repeat("X", 1<<20), say())
+	assert.Equal(t, strings.Repeat("X", 1<<20), say(), "a second connection")
+	require.NoError(t, far.Close())
+	conn, err := net.Dial("tcp", near.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	_, err = conn.Read(make([]byte, 1))
+	assert.ErrorIs(t, err, io.EOF, "nobody there")
+	require.NoError(t, near.Close())
+	require.NoError(t, <-ended)
+}
+
+func TestASilentMachineIsNotWaitedForLongerThanTheContext(t *testing.T) {
+	n := startNode(t)
+	c := dial(t, n.target)
+	n.silent.Store(true)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("it took too long"))
+	defer cancel()
+	start := time.Now()
+	_, err := c.Run(ctx, "true")
+	assert.ErrorContains(t, err, "it took too long")
+	assert.Less(t, time.Since(start), 10*time.Second)
+	_, err = c.Run(t.Context(), "true")
+	assert.Error(t, err, "the connection is gone, which whoever kept it must see")
 }
