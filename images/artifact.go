@@ -72,7 +72,7 @@ func (b *bakery) artifact(ctx context.Context, role string) (Artifact, bool, err
 func (s *Store) keptArtifact(key string) (Artifact, bool) {
 	var a Artifact
 	data, err := os.ReadFile(s.artifactPath(key) + ".json")
-	if err != nil || json.Unmarshal(data, &a) != nil || a.Key != key || len(a.Packages) == 0 { // none: of a version that kept no sources
+	if err != nil || json.Unmarshal(data, &a) != nil || a.Key != key || len(a.Packages) == 0 && a.Role != kubernetesRole { // none: of a version that kept no sources
 		return a, false
 	}
 	sum, err := fileSum(s.artifactPath(key))
@@ -109,9 +109,17 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 	if a.Packages, _, err = b.packages(ctx, tree, "base", "build "+a.Role); err != nil {
 		return err
 	}
+	if err := b.keepArtifact(ctx, a, filepath.Join(tree, artifactDir)); err != nil {
+		return err
+	}
+	return removeTree(tree)
+}
+
+// keepArtifact puts what was built in a directory under the artifact's key.
+func (b *bakery) keepArtifact(ctx context.Context, a *Artifact, dir string) error {
 	fresh := filepath.Join(b.dir, a.Key+".tar")
 	if _, err := b.run(ctx, b.contained(`exec tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu -cf "$2" .`,
-		filepath.Join(tree, artifactDir), fresh)); err != nil {
+		dir, fresh)); err != nil {
 		return err
 	}
 	sum, err := fileSum(fresh)
@@ -119,8 +127,8 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 		return err
 	}
 	a.SHA256 = sum
-	if b.replay != nil {
-		return removeTree(tree)
+	if b.replay != nil { // stays in its own directory
+		return nil
 	}
 	path := b.artifactPath(a.Key)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -138,10 +146,7 @@ func (b *bakery) build(ctx context.Context, a *Artifact) error {
 	if err := os.WriteFile(fresh+".json", data, 0o644); err != nil {
 		return err
 	}
-	if err := os.Rename(fresh+".json", path+".json"); err != nil {
-		return err
-	}
-	return removeTree(tree)
+	return os.Rename(fresh+".json", path+".json")
 }
 
 // follow reports the last line of a file, which another program writes, every second until stop is called.

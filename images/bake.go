@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -20,6 +21,13 @@ import (
 func bake(ctx context.Context, b *bakery) error {
 	if err := b.store.preflight(b.recipe); err != nil {
 		return err
+	}
+	var bundle Image
+	if slices.Contains(b.roles, usernetesRole) {
+		var err error
+		if bundle, err = b.bundle(ctx); err != nil {
+			return err
+		}
 	}
 	if err := b.base(ctx); err != nil {
 		return b.explain(err)
@@ -57,6 +65,16 @@ func bake(ctx context.Context, b *bakery) error {
 	if b.art.Digest != "" {
 		if err := b.flux(ctx, tree); err != nil {
 			return err
+		}
+	}
+	if slices.Contains(b.roles, kubernetesRole) {
+		if err := b.kubernetes(ctx, tree); err != nil {
+			return err
+		}
+	}
+	if bundle.Path != "" {
+		if err := b.loadNode(ctx, tree, bundle); err != nil {
+			return fmt.Errorf("loading the Kubernetes node's container: %w", err)
 		}
 	}
 	if b.m.Packages, b.m.Epoch, err = b.packages(ctx, tree, "base", "roles"); err != nil {

@@ -54,11 +54,15 @@ exec "$@"
 
 // run runs a command that holds the bake's lock, and returns its output. Its environment is small and the same everywhere.
 func (b *bakery) run(ctx context.Context, argv []string) (string, error) {
+	return b.runWith(ctx, environment(), argv)
+}
+
+func (b *bakery) runWith(ctx context.Context, env, argv []string) (string, error) {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var out bytes.Buffer
 	said := &lastBytes{limit: 64 << 10}
 	cmd.Stdout, cmd.Stderr = &out, said
-	cmd.Env = environment()
+	cmd.Env = env
 	cmd.ExtraFiles = []*os.File{b.lock.File}
 	cmd.SysProcAttr = proc.DieWithParent(&syscall.SysProcAttr{})
 	cmd.WaitDelay = 5 * time.Second
@@ -119,7 +123,7 @@ func (e *commandError) Unwrap() error { return e.err }
 
 // program is the command's name without what contains it.
 func (e *commandError) program() string {
-	for _, name := range []string{"mmdebstrap", "apt-get", "dpkg-query", "chroot", "cp", "tar"} {
+	for _, name := range []string{"mmdebstrap", "apt-get", "dpkg-query", "chroot", "cp", "tar", "go"} {
 		if slices.Contains(e.argv, name) {
 			return name
 		}

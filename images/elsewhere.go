@@ -41,6 +41,9 @@ func (r recipe) elsewhere() (bool, error) {
 	if r.art.Digest != "" && r.art.pin.Source == "" {
 		return false, fmt.Errorf("%w: the image is baked in a virtual machine, to which %s does not come; give its address with a digest: https://…#sha256:…", ErrNoFlux, r.art.Source)
 	}
+	if r.module != "" {
+		return false, fmt.Errorf("%w: images with Kubernetes are baked by root where mmdebstrap is, and not in a virtual machine yet", ErrNoBundle)
+	}
 	return true, nil
 }
 

@@ -83,6 +83,8 @@ type Request struct {
 	// Flux is the artifact of role flux: a path of a tar archive, a .deb or a directory of .debs, an address with a digest, or
 	// FluxPinned. Empty is an image without that role.
 	Flux string
+	// Kubernetes is the Go module of the bundle, a directory. Empty is an image without roles kubernetes and usernetes.
+	Kubernetes string
 }
 
 // recipe is what a request comes to: which roles are baked in which order, and into what.
@@ -91,6 +93,7 @@ type recipe struct {
 	format bed.ImageFormat
 	roles  []string
 	art    fluxArtifact // zero without role flux
+	module string       // of the bundle; empty without Kubernetes
 }
 
 // resolve checks the request.
@@ -122,10 +125,22 @@ func (r Request) resolve() (recipe, error) {
 			return r.Format != bed.VM
 		case fluxRole:
 			return r.Flux == ""
+		case kubernetesRole: // of the node container alone
+			return !slices.Contains(r.Roles, kubernetesRole)
+		case usernetesRole:
+			return r.Kubernetes == "" || slices.Contains(r.Roles, kubernetesRole)
 		}
 		return len(r.Roles) > 0 && !slices.Contains(r.Roles, role)
 	})
 	found := recipe{def: defs[i], format: r.Format, roles: all}
+	if r.Kubernetes != "" {
+		var err error
+		if found.module, err = filepath.Abs(r.Kubernetes); err != nil {
+			return recipe{}, err
+		}
+	} else if slices.Contains(r.Roles, kubernetesRole) || slices.Contains(r.Roles, usernetesRole) {
+		return recipe{}, fmt.Errorf("image %s: %w; %s", r.Definition, ErrNoBundle, BundleHelp)
+	}
 	if r.Flux == "" && slices.Contains(r.Roles, fluxRole) {
 		return recipe{}, fmt.Errorf("image %s: %w; %s", r.Definition, ErrNoFlux, FluxHelp)
 	}
@@ -161,14 +176,16 @@ type Manifest struct {
 	Inputs       map[string]string `json:"inputs"`    // path under playbooks/ → sha256 of each file that goes in
 	Artifacts    []Artifact        `json:"artifacts"` // what roles built
 	Flux         *FluxManifest     `json:"flux,omitempty"`
-	Packages     []Package         `json:"packages"`
-	Lists        Kept              `json:"lists"`            // of packages, as the archive had them: a tar archive
-	Mirror       string            `json:"mirror,omitempty"` // as Store.Mirror was; the image's list of sources names it
-	Epoch        time.Time         `json:"epoch"`            // when the newest package was made; no file is younger
-	Files        int               `json:"files"`            // entries of the tree, of any type
-	Bytes        int64             `json:"bytes"`            // in regular files
-	Disk         map[string]File   `json:"disk,omitempty"`   // what a VM image is, by file name
-	Tools        map[string]string `json:"tools"`            // versions of what baked it
+	// Kubernetes is what the bundle's node container holds.
+	Kubernetes *KubernetesManifest `json:"kubernetes,omitempty"`
+	Packages   []Package           `json:"packages"`
+	Lists      Kept                `json:"lists"`            // of packages, as the archive had them: a tar archive
+	Mirror     string              `json:"mirror,omitempty"` // as Store.Mirror was; the image's list of sources names it
+	Epoch      time.Time           `json:"epoch"`            // when the newest package was made; no file is younger
+	Files      int                 `json:"files"`            // entries of the tree, of any type
+	Bytes      int64               `json:"bytes"`            // in regular files
+	Disk       map[string]File     `json:"disk,omitempty"`   // what a VM image is, by file name
+	Tools      map[string]string   `json:"tools"`            // versions of what baked it
 	// Baked and Timings tell of this bake alone; nothing depends on them.
 	Baked   time.Time          `json:"baked"`
 	Timings map[string]float64 `json:"timings"` // seconds by stage
@@ -194,6 +211,13 @@ type FluxManifest struct {
 	Digest  string `json:"digest"`  // of the artifact as it was given, or of the container image
 	Version string `json:"version"` // what flux version prints
 	Kept    Kept   `json:"kept"`    // a tar archive
+}
+
+// KubernetesManifest is what is in a bundle.
+type KubernetesManifest struct {
+	Bundle   string            `json:"bundle,omitempty"` // digest of the image whose tree is the node's container; empty for that one
+	Versions map[string]string `json:"versions"`         // by program
+	Images   map[string]string `json:"images"`           // digests of container images, by name
 }
 
 // File is one file of a VM image.

@@ -32,6 +32,13 @@ func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
 	if r.art.Digest != "" {
 		parts = append(parts, r.art.Digest)
 	}
+	if r.module != "" {
+		files, err := moduleFiles(r.module)
+		if err != nil {
+			return "", nil, err
+		}
+		parts = append(parts, files)
+	}
 	return digestOf(parts...), inputs, nil
 }
 

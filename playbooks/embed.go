@@ -21,4 +21,6 @@ import "embed"
 var FS embed.FS
 
 // Roles lists the roles an image may have, in the order they are baked.
-func Roles() []string { return []string{"base", "kernel", "mpi", "slurm", "flux", "lammps"} }
+func Roles() []string {
+	return []string{"base", "kernel", "mpi", "slurm", "flux", "lammps", "usernetes", "kubernetes"}
+}

@@ -23,6 +23,7 @@ type BedArgs struct {
 	WorkloadManager string            `pulumi:"workloadManager"`
 	Flux            string            `pulumi:"flux,optional"`
 	FluxSettings    *bed.FluxSettings `pulumi:"fluxSettings,optional"`
+	Kubernetes      string            `pulumi:"kubernetes,optional"`
 	Network         string            `pulumi:"network"`
 	Slow            bool              `pulumi:"slow,optional"`
 	TTL             string            `pulumi:"ttl,optional"`
@@ -66,6 +67,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.WorkloadManager, "slurm or flux")
 	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
 	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
+	a.Describe(&b.Kubernetes, "The Go module that Kubernetes is built from, a directory; empty is a bed without Kubernetes.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -122,6 +124,9 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		if args.Flux != "" {
 			inputs["flux"] = pulumi.String(args.Flux)
 		}
+		if args.Kubernetes != "" {
+			inputs["kubernetes"] = pulumi.String(args.Kubernetes)
+		}
 		if err := ctx.RegisterResource("bedfellow:index:Image", name+"-image", inputs, img, child); err != nil {
 			return nil, err
 		}
@@ -164,6 +169,9 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 	if args.FluxSettings != nil && args.FluxSettings.Mode == "user" {
 		inv.FluxMode = "user"
 	}
+	if args.Kubernetes != "" {
+		inv.Kubernetes = "usernetes"
+	}
 	found := map[string]map[string]any{}
 	for _, machine := range machines {
 		if m, ok := machine.(map[string]any); ok {
@@ -193,8 +201,12 @@ func inventoryMap(inv bed.Inventory) map[string]any {
 			"hostKey": n.HostKey, "incarnation": n.Incarnation,
 		}
 	}
-	return map[string]any{
+	m := map[string]any{
 		"bed": inv.Bed, "id": inv.ID, "driver": inv.Driver, "sharedKernel": inv.SharedKernel, "image": inv.Image,
 		"imageDigest": inv.ImageDigest, "workloadManager": inv.WorkloadManager, "user": inv.User, "nodes": nodes,
 	}
+	if inv.Kubernetes != "" {
+		m["kubernetes"] = inv.Kubernetes
+	}
+	return m
 }

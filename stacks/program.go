@@ -20,7 +20,7 @@ const Namespace = "bedfellow"
 
 // Known is what this build offers to a configuration.
 func Known() bed.Known {
-	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none"}}
+	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
 	for _, d := range images.Definitions() {
 		known.Images = append(known.Images, d.Name)
 	}
@@ -80,6 +80,9 @@ func Args(s bed.Spec, state string) BedArgs {
 			args.FluxSettings = &s.FluxSettings
 		}
 	}
+	if s.Kubernetes == "usernetes" {
+		args.Kubernetes = KubernetesModule()
+	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()
 	}
@@ -108,6 +111,19 @@ func FluxOf(configured string) string {
 		return path
 	}
 	return flux
+}
+
+// KubernetesModule is the Go module that Kubernetes is built from: the one that the environment names, as `bed` has it do, or that of the
+// clone in whose folder the program runs.
+func KubernetesModule() string {
+	if dir := os.Getenv(images.KubernetesEnv); dir != "" {
+		return dir
+	}
+	dir, err := filepath.Abs(filepath.Join("images", "kubernetes"))
+	if err != nil {
+		return filepath.Join("images", "kubernetes")
+	}
+	return dir
 }
 
 // configuredValues are all of the stack's values in our namespace. A program that the CLI starts gets them in its environment,

@@ -49,7 +49,7 @@ func (a *app) command() *cobra.Command {
 	flags.StringVar(&a.dir, "dir", ".", "a folder in the clone")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(
-		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.lock(), a.sweep(),
+		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.bundle(), a.lock(), a.sweep(),
 		a.run(), a.report(),
 	)
 	group(root)
@@ -110,12 +110,16 @@ func (a *app) close() {
 	}
 }
 
-// findLock has this command, and the engine's plugin under it, go by the lock that lies beside Pulumi.yaml, if one does.
+// findLock has this command, and the engine's plugin under it, go by what lies beside Pulumi.yaml: a lock, if there is one, and the module
+// of Kubernetes.
 func (a *app) findLock() {
 	if root, err := engine.Find(a.dir); err == nil && os.Getenv(images.LockEnv) == "" {
 		if path := filepath.Join(root, images.LockFile); exists(path) {
 			_ = os.Setenv(images.LockEnv, path)
 		}
+	}
+	if root, err := engine.Find(a.dir); err == nil && os.Getenv(images.KubernetesEnv) == "" {
+		_ = os.Setenv(images.KubernetesEnv, filepath.Join(root, "images", "kubernetes"))
 	}
 }
 

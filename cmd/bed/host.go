@@ -15,6 +15,7 @@ import (
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -70,6 +71,7 @@ func (a *app) image() *cobra.Command {
 	group(all)
 	var roles []string
 	var form, flux string
+	var kubernetes bool
 	build := &cobra.Command{
 		Use: "build [DEFINITION]", Short: "Bake an image, unless it is kept already", Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -81,6 +83,9 @@ func (a *app) image() *cobra.Command {
 			if len(args) > 0 {
 				request.Definition = args[0]
 			}
+			if kubernetes {
+				request.Kubernetes = stacks.KubernetesModule()
+			}
 			img, err := store.Build(c.Context(), request)
 			if err != nil {
 				return err
@@ -90,6 +95,7 @@ func (a *app) image() *cobra.Command {
 	}
 	build.Flags().StringVar(&form, "format", string(bed.Tree), fmt.Sprintf("one of %v: a root file system, or a disk that boots", bed.ImageFormats()))
 	build.Flags().StringVar(&flux, "flux", "", "Flux for it: a path or address, or \"pinned\" for the lock's; none by default")
+	build.Flags().BoolVar(&kubernetes, "kubernetes", false, "make its machines nodes of Kubernetes, by the offline bundle")
 	build.Flags().StringSliceVar(&roles, "roles", nil, "roles on it; all by default")
 	list := &cobra.Command{
 		Use: "list", Short: "List the images that are kept",

@@ -134,6 +134,9 @@ func writeLima(w *engine.Workspace, s engine.Standing) error {
 	if spec.WorkloadManager == "flux" {
 		request.Flux = stacks.FluxOf(spec.Flux)
 	}
+	if spec.Kubernetes == "usernetes" {
+		request.Kubernetes = stacks.KubernetesModule()
+	}
 	img, kept, err := store.Get(context.Background(), request)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func exitCode(err error) int {
 	case errors.As(err, &usage):
 		return exitWrong
 	case errors.Is(err, images.ErrNoSpace), errors.Is(err, images.ErrMissing), errors.Is(err, images.ErrNotRoot), errors.Is(err, images.ErrInUse),
-		errors.Is(err, images.ErrCannotRebake), errors.Is(err, images.ErrNoFlux), errors.Is(err, images.ErrNotPinned):
+		errors.Is(err, images.ErrCannotRebake), errors.Is(err, images.ErrNoFlux), errors.Is(err, images.ErrNoBundle), errors.Is(err, images.ErrNotPinned):
 		return exitHost
 	default:
 		return exitFailed

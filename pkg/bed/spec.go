@@ -21,7 +21,7 @@ type Spec struct {
 	Driver          string        // who makes the machines: nspawn, lima, sim
 	Image           string        // what is on their disks: debian-12
 	WorkloadManager string        // slurm, flux
-	Kubernetes      string        // none
+	Kubernetes      string        // none, usernetes
 	Network         string        // isolated, or outbound for a route out of the bed
 	Profile         string        // normal, or slow for emulated machines: every time-out is longer
 	Flux            string        // path or URL of a Flux artifact; empty leaves it to the environment or the lock

@@ -149,6 +149,7 @@ func (args ConfigurationArgs) vars() map[string]any {
 	vars := map[string]any{"bed_munge_key": args.MungeKey, "bed_curve_key": base64.StdEncoding.EncodeToString([]byte(args.CurveKey))}
 	if args.Slow {
 		vars["slurm_wait_seconds"], vars["flux_wait_seconds"] = 600, 900
+		vars["bed_slow"] = true
 	}
 	if f := args.FluxSettings; f != nil {
 		for name, v := range map[string]any{"bed_flux_mode": f.Mode, "flux_quorum": f.Quorum, "flux_queue_policy": f.QueuePolicy, "flux_match_policy": f.MatchPolicy} {
@@ -181,7 +182,7 @@ func AnsibleInventory(inv bed.Inventory) map[string]any {
 	}
 	return map[string]any{"all": map[string]any{
 		"vars": map[string]any{
-			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_user": inv.User,
+			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_kubernetes": inv.Kubernetes, "bed_user": inv.User,
 		},
 		"children": map[string]any{"control": map[string]any{"hosts": control}, "compute": map[string]any{"hosts": compute}},
 	}}

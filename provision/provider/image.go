@@ -23,10 +23,11 @@ type ImageArgs struct {
 	Format     string   `pulumi:"format,optional"`
 	Roles      []string `pulumi:"roles,optional"`
 	Flux       string   `pulumi:"flux,optional"`
+	Kubernetes string   `pulumi:"kubernetes,optional"`
 }
 
 func (i ImageArgs) request() images.Request {
-	return images.Request{Definition: i.Definition, Format: bed.ImageFormat(i.Format), Roles: i.Roles, Flux: i.Flux}
+	return images.Request{Definition: i.Definition, Format: bed.ImageFormat(i.Format), Roles: i.Roles, Flux: i.Flux, Kubernetes: i.Kubernetes}
 }
 
 // ImageState is where it is.
@@ -48,6 +49,7 @@ func (i *ImageArgs) Annotate(a infer.Annotator) {
 	a.Describe(&i.Format, "tree, a root file system and the default, or vm, a disk that boots with its kernel beside it.")
 	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
 	a.Describe(&i.Flux, "The artifact of role flux: a path, an address with a digest, or pinned for the lock's; none is an image without Flux.")
+	a.Describe(&i.Kubernetes, "The Go module that Kubernetes is built from, a directory; none is an image without Kubernetes.")
 }
 
 // Annotate describes the outputs in the schema.
@@ -98,7 +100,7 @@ func (i *Image) Read(ctx context.Context, req infer.ReadRequest[ImageArgs, Image
 		return gone, err
 	}
 	img, kept, err := store.Get(ctx, req.State.request())
-	if errors.Is(err, images.ErrNoFlux) { // what it was made from is gone since; a bed is destroyed without that too
+	if errors.Is(err, images.ErrNoFlux) || errors.Is(err, images.ErrNoBundle) { // what it was made from is gone since; a bed is destroyed without that too
 		progress.Note(ctx, "%v", err)
 		return infer.ReadResponse[ImageArgs, ImageState]{ID: req.ID, Inputs: req.Inputs, State: req.State}, nil
 	}
@@ -124,7 +126,7 @@ func (i *Image) Diff(ctx context.Context, req infer.DiffRequest[ImageArgs, Image
 		return diff, err
 	}
 	img, kept, err := store.Get(ctx, req.Inputs.request())
-	if errors.Is(err, images.ErrNoFlux) && reflect.DeepEqual(req.Inputs, req.State.ImageArgs) { // as in Read, which the engine follows by this
+	if (errors.Is(err, images.ErrNoFlux) || errors.Is(err, images.ErrNoBundle)) && reflect.DeepEqual(req.Inputs, req.State.ImageArgs) { // as in Read, which the engine follows by this
 		return diff, nil
 	}
 	if err != nil {

@@ -78,10 +78,37 @@ func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
 			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
 		}
 	}
+	if spec.Kubernetes == "usernetes" {
+		problems = append(problems, kubernetesProblems(spec, d.Info())...)
+	}
 	if len(problems) == 0 {
 		problems = w.foreign(ctx, d, spec.Name)
 	}
 	return spec, problems.Err()
+}
+
+// minKubernetesMemory is what a node of Kubernetes takes with nothing on it yet, and a job's share.
+const minKubernetesMemory = 2 * bed.GiB
+
+// kubernetesProblems finds what keeps Kubernetes without root from this bed.
+func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
+	var problems bed.Problems
+	if on.Image != bed.VM {
+		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
+			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
+			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=usernetes"})
+	}
+	for _, n := range spec.Nodes() {
+		if n.Memory < minKubernetesMemory {
+			problems = append(problems, bed.Problem{Key: "memory", Value: n.Memory.String(),
+				Reason: "is too little for node " + n.Name + " to be one of Kubernetes, which takes " + minKubernetesMemory.String(), Remedy: "write -c memory=" + minKubernetesMemory.String()})
+			break
+		}
+	}
+	if _, err := images.ModuleVersion(stacks.KubernetesModule()); err != nil && on.Image == bed.VM {
+		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Reason: err.Error(), Remedy: images.BundleHelp, Host: true})
+	}
+	return problems
 }
 
 // foreign finds a bed of the name that belongs to another state.

@@ -1,6 +1,11 @@
 package engine
 
-import "context"
+import (
+	"context"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
 
 // Lock and WriteConfig are here for the tests.
 func Lock(ctx context.Context, w *Workspace, command string) (func(), error) {
@@ -8,3 +13,7 @@ func Lock(ctx context.Context, w *Workspace, command string) (func(), error) {
 }
 
 func WriteConfig(w *Workspace, path string) error { return w.writeConfig(path, true) }
+
+func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
+	return kubernetesProblems(spec, on)
+}

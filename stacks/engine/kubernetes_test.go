@@ -1,0 +1,44 @@
+package engine_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/stacks"
+	"github.com/bedfellow/bedfellow/stacks/engine"
+)
+
+func TestWhatKeepsKubernetesFromABed(t *testing.T) {
+	module, err := filepath.Abs("../../images/kubernetes")
+	require.NoError(t, err)
+	t.Setenv(images.KubernetesEnv, module)
+	spec := func(memory string) bed.Spec {
+		s, problems := bed.Parse("k", map[string]string{"driver": "lima", "image": "debian-13", "kubernetes": "usernetes", "memory": memory}, stacks.Known())
+		require.Empty(t, problems)
+		return s
+	}
+	vms := provision.Info{Name: "lima", Image: bed.VM}
+	assert.Empty(t, engine.KubernetesProblems(spec("2GiB"), vms))
+
+	small := engine.KubernetesProblems(spec("1GiB"), vms)
+	require.Len(t, small, 1, "once, not for every node")
+	assert.Equal(t, "memory", small[0].Key)
+	assert.Equal(t, 2, small.ExitCode())
+
+	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
+	require.Len(t, shared, 1)
+	assert.ErrorContains(t, shared, "driver lima")
+	assert.Equal(t, 3, shared.ExitCode())
+
+	t.Setenv(images.KubernetesEnv, t.TempDir())
+	nothing := engine.KubernetesProblems(spec("2GiB"), vms)
+	require.Len(t, nothing, 1)
+	assert.ErrorContains(t, nothing, "clone of Bedfellow")
+	assert.Equal(t, 3, nothing.ExitCode())
+}
