@@ -24,7 +24,7 @@ import (
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), throughput.Scenario(), selftest.Scenario(), selftest.FluxScenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), throughput.Scenario(), selftest.Scenario(), selftest.FluxScenario(), selftest.KubernetesScenario()}
 }
 
 // Find returns the scenario of that name.

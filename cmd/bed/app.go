@@ -49,7 +49,7 @@ func (a *app) command() *cobra.Command {
 	flags.StringVar(&a.dir, "dir", ".", "a folder in the clone")
 	flags.StringVarP(&a.output, "output", "o", "text", "text or json")
 	root.AddCommand(
-		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.doctor(), a.image(), a.bundle(), a.lock(), a.sweep(),
+		a.up(), a.preview(), a.refresh(), a.destroy(), a.status(), a.ssh(), a.inventory(), a.kubeconfig(), a.doctor(), a.image(), a.bundle(), a.lock(), a.sweep(),
 		a.run(), a.report(),
 	)
 	group(root)

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
@@ -69,6 +70,16 @@ func Length(s string) error {
 		return fmt.Errorf("must be a length of time of at least 1s, such as 90s or 10m")
 	}
 	return nil
+}
+
+// OneOf checks for one of some words.
+func OneOf(words ...string) func(string) error {
+	return func(s string) error {
+		if !slices.Contains(words, s) {
+			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
+		}
+		return nil
+	}
 }
 
 // Resolve checks what is given against a scenario's parameters and fills in the defaults for a bed. All problems are in the

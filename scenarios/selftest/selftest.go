@@ -33,7 +33,7 @@ const (
 )
 
 // The properties that every node must have. Of a node on the host's kernel no more is asked, for the host has it or not.
-var everywhere = slices.Concat([]string{"host name", "siblings reached by name", "clock", runsAJob}, ofFlux)
+var everywhere = slices.Concat([]string{"host name", "siblings reached by name", "clock", runsAJob}, ofFlux, ofKubernetes)
 
 const runsAJob = "runs a job"
 

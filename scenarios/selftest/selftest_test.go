@@ -38,11 +38,12 @@ func TestClock(t *testing.T) {
 	assert.Error(t, err)
 }
 
-// The script is of the shell that nodes have, and says something that parses of whatever it runs on.
-func TestScriptIsValidBash(t *testing.T) {
-	cmd := exec.Command("bash", "-n", "selftest.sh")
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+// The scripts are of the shells that nodes have.
+func TestScriptsAreValid(t *testing.T) {
+	for shell, script := range map[string]string{"bash": "selftest.sh", "sh": "kubernetes.sh"} {
+		out, err := exec.Command(shell, "-n", script).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
 }
 
 func TestTable(t *testing.T) {

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	gossh "golang.org/x/crypto/ssh"
+	"gopkg.in/yaml.v3"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+)
+
+// apiServer is where Kubernetes' API server listens on the control node.
+const apiServer = "127.0.0.1:6443"
+
+func (a *app) kubeconfig() *cobra.Command {
+	var file string
+	var port int
+	c := &cobra.Command{
+		Use: "kubeconfig [-- COMMAND...]", Short: "Reach the bed's Kubernetes from this host",
+		Long: "Writes a kubeconfig and carries connections to the bed's API server through ssh, with the server's certificate checked as\n" +
+			"ever. With a command it does so while that runs, with KUBECONFIG set: bed kubeconfig -- kubectl get nodes. Without one it does\n" +
+			"so until it is interrupted, and prints where the kubeconfig is.",
+		Args: cobra.ArbitraryArgs,
+		RunE: func(c *cobra.Command, args []string) error {
+			ctx := c.Context()
+			w, s, err := a.standing(ctx)
+			if err != nil {
+				return err
+			}
+			if s.Inventory.Kubernetes == "" {
+				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what bed " + s.Inventory.Bed + " has", Remedy: "make it with: bed up -s " + w.Stack + " -c kubernetes=usernetes"}}
+			}
+			signer, err := gossh.ParsePrivateKey(s.PrivateKey)
+			if err != nil {
+				return fmt.Errorf("the bed's user key: %w", err)
+			}
+			control := s.Inventory.Control()
+			client, err := remote.Dial(ctx, remote.Target{
+				Name: control.Name, Address: control.Address, Port: control.Port, User: s.Inventory.User, HostKey: control.HostKey, Signer: signer,
+			})
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			admin, err := client.Run(ctx, "usernetes kubeconfig")
+			if err != nil {
+				return fmt.Errorf("reading the kubeconfig on node %s: %w", control.Name, err)
+			}
+			listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				return fmt.Errorf("listening for kubectl: %w; choose another with --port", err)
+			}
+			defer listener.Close()
+			config, err := kubeconfigFor(admin.Stdout, listener.Addr().String())
+			if err != nil {
+				return fmt.Errorf("the kubeconfig of node %s: %w", control.Name, err)
+			}
+			if file == "" {
+				file = filepath.Join(filepath.Dir(w.KeyFile()), "kubeconfig")
+			}
+			if err := writePrivately(file, config); err != nil {
+				return err
+			}
+			defer os.Remove(file) // it leads nowhere when this ends
+			ended := make(chan error, 1)
+			go func() { ended <- client.Forward(listener, apiServer) }()
+			if len(args) > 0 {
+				a.close()
+				return withKubeconfig(ctx, file, args)
+			}
+			progress.Note(ctx, "the API server of bed %s is at https://%s until this is interrupted", s.Inventory.Bed, listener.Addr())
+			if err := a.print(map[string]string{"kubeconfig": file, "server": "https://" + listener.Addr().String()}, func() { fmt.Println(file) }); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case err := <-ended:
+				return fmt.Errorf("the way to node %s ended: %w", control.Name, err)
+			}
+		},
+	}
+	c.Flags().StringVar(&file, "file", "", "where to write it (default: beside the bed's key)")
+	c.Flags().IntVar(&port, "port", 0, "local port to listen at (default: a free one)")
+	a.stackFlag(c)
+	return c
+}
+
+// kubeconfigFor is the administrator's kubeconfig with another address of the server, which its certificate has too.
+func kubeconfigFor(admin []byte, address string) ([]byte, error) {
+	var config map[string]any
+	if err := yaml.Unmarshal(admin, &config); err != nil {
+		return nil, err
+	}
+	clusters, _ := config["clusters"].([]any)
+	if len(clusters) != 1 {
+		return nil, fmt.Errorf("it has %d clusters where one was expected", len(clusters))
+	}
+	entry, _ := clusters[0].(map[string]any)
+	cluster, _ := entry["cluster"].(map[string]any)
+	if cluster["certificate-authority-data"] == nil {
+		return nil, errors.New("it has no authority to check the server's certificate by")
+	}
+	cluster["server"] = "https://" + address
+	return yaml.Marshal(config)
+}
+
+// writePrivately writes a file that nobody else may read, whatever was there.
+func writePrivately(path string, data []byte) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
+func withKubeconfig(ctx context.Context, file string, args []string) error {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+file)
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return fmt.Errorf("`%s` ended with status %d", strings.Join(args, " "), exit.ExitCode())
+	}
+	return err
+}
