@@ -38,7 +38,7 @@ func (a *app) kubeconfig() *cobra.Command {
 				return err
 			}
 			if s.Inventory.Kubernetes == "" {
-				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what bed " + s.Inventory.Bed + " has", Remedy: "make it with: bed up -s " + w.Stack + " -c kubernetes=usernetes"}}
+				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what was asked for: bed " + s.Inventory.Bed + " has no Kubernetes to reach", Remedy: "make it with: bed up -s " + w.Stack + " -c kubernetes=usernetes"}}
 			}
 			signer, err := gossh.ParsePrivateKey(s.PrivateKey)
 			if err != nil {

@@ -38,7 +38,7 @@ func KubernetesScenario() scenario.Scenario {
 		Repeats: 1, Table: table,
 		Run: func(ctx context.Context, env *scenario.Env) error {
 			if env.Inventory.Kubernetes == "" {
-				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what bed " + env.Inventory.Bed + " has",
+				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what was asked for: bed " + env.Inventory.Bed + " has no Kubernetes to look at",
 					Remedy: "bring the bed up with -c kubernetes=usernetes"}}
 			}
 			for r := range env.Repeats {

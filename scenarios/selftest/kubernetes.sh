@@ -67,7 +67,7 @@ for host; do
 	# Half a CPU for three seconds is a second and a half.
 	used=$($k exec "on-$host" -- busybox sh -c '
 		used() { busybox sed -n "s/usage_usec //p" /sys/fs/cgroup/cpu.stat; }
-		before=$(used); busybox timeout 3 busybox sh -c "while :; do :; done"; echo $((($(used) - before) / 1000))' 2>&1)
+		before=$(used); busybox timeout 3 busybox sh -c "while :; do :; done"; echo $((($(used) - before) / 1000))' 2>&1 | tail -n 1 | sed 's/^Terminated *//')
 	if [ "$used" -gt 0 ] 2>/dev/null && [ "$used" -le 1900 ]; then
 		tell "$host" "a pod's CPU is limited" ok "$used ms of 3000 at a limit of half a CPU"
 	else
