@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -18,7 +19,7 @@ func canonicalStore(dir string) error {
 			return fmt.Errorf("containerd's store: %s: %w", db, err)
 		}
 	}
-	return nil
+	return os.RemoveAll(filepath.Join(dir, "io.containerd.grpc.v1.introspection")) // who the daemon was
 }
 
 // canonicalBolt writes a database anew, in the order of its keys and with no time in it.
@@ -34,7 +35,7 @@ func canonicalBolt(path string) (err error) {
 			err = os.Rename(fresh, path)
 		}
 	}()
-	to, err := bolt.Open(fresh, 0o644, &bolt.Options{PageSize: 4096, FreelistType: bolt.FreelistArrayType, Timeout: 10 * time.Second})
+	to, err := bolt.Open(fresh, 0o644, &bolt.Options{PageSize: 4096, FreelistType: bolt.FreelistArrayType, NoSync: true, Timeout: 10 * time.Second})
 	if err != nil {
 		return err
 	}
@@ -42,36 +43,40 @@ func canonicalBolt(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	var copyBucket func(from, to *bolt.Bucket) error
-	copyBucket = func(from, to *bolt.Bucket) error {
-		if err := to.SetSequence(from.Sequence()); err != nil {
-			return err
-		}
-		return from.ForEach(func(k, v []byte) error {
-			if v == nil {
-				b, err := to.CreateBucket(k)
-				if err != nil {
-					return err
+	// A transaction for each bucket: one that changes several gives them pages in no particular order.
+	var copyBucket func(path [][]byte, b *bolt.Bucket) error
+	copyBucket = func(path [][]byte, b *bolt.Bucket) error {
+		err := to.Update(func(tx *bolt.Tx) error {
+			n, err := tx.CreateBucketIfNotExists(path[0])
+			for _, name := range path[1:] {
+				if err == nil {
+					n, err = n.CreateBucketIfNotExists(name)
 				}
-				return copyBucket(from.Bucket(k), b)
 			}
-			switch string(k) {
-			case "createdat", "updatedat":
-				v = never
+			if err != nil {
+				return err
 			}
-			return to.Put(k, v)
-		})
-	}
-	err = from.View(func(src *bolt.Tx) error {
-		return to.Update(func(dst *bolt.Tx) error {
-			return src.ForEach(func(name []byte, b *bolt.Bucket) error {
-				n, err := dst.CreateBucket(name)
-				if err != nil {
-					return err
+			if err := n.SetSequence(b.Sequence()); err != nil {
+				return err
+			}
+			return b.ForEach(func(k, v []byte) error {
+				switch string(k) {
+				case "createdat", "updatedat":
+					v = never
 				}
-				return copyBucket(b, n)
+				if v == nil {
+					return nil
+				}
+				return n.Put(k, v)
 			})
 		})
+		if err != nil {
+			return err
+		}
+		return b.ForEachBucket(func(k []byte) error { return copyBucket(append(slices.Clone(path), k), b.Bucket(k)) })
+	}
+	err = from.View(func(src *bolt.Tx) error {
+		return src.ForEach(func(name []byte, b *bolt.Bucket) error { return copyBucket([][]byte{name}, b) })
 	})
 	return errors.Join(err, to.Close())
 }

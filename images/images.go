@@ -94,6 +94,8 @@ type recipe struct {
 	roles  []string
 	art    fluxArtifact // zero without role flux
 	module string       // of the bundle; empty without Kubernetes
+	// moduleSums are the digests of its files, where an earlier bake found them.
+	moduleSums map[string]string
 }
 
 // resolve checks the request.
@@ -216,6 +218,7 @@ type FluxManifest struct {
 // KubernetesManifest is what is in a bundle.
 type KubernetesManifest struct {
 	Bundle   string            `json:"bundle,omitempty"` // digest of the image whose tree is the node's container; empty for that one
+	Module   map[string]string `json:"module"`           // digests of the Go module's files
 	Versions map[string]string `json:"versions"`         // by program
 	Images   map[string]string `json:"images"`           // digests of container images, by name
 }

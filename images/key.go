@@ -32,12 +32,14 @@ func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
 	if r.art.Digest != "" {
 		parts = append(parts, r.art.Digest)
 	}
+	sums := r.moduleSums
 	if r.module != "" {
-		files, err := moduleFiles(r.module)
-		if err != nil {
+		if sums, err = moduleFiles(r.module); err != nil {
 			return "", nil, err
 		}
-		parts = append(parts, files)
+	}
+	if sums != nil {
+		parts = append(parts, sums)
 	}
 	return digestOf(parts...), inputs, nil
 }

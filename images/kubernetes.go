@@ -14,6 +14,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -163,7 +165,12 @@ func (b *bakery) kubernetes(ctx context.Context, tree string) error {
 	if err := os.Mkdir(archives, 0o755); err != nil {
 		return err
 	}
-	b.m.Kubernetes = &KubernetesManifest{Versions: versions, Images: map[string]string{}}
+	b.m.Kubernetes = &KubernetesManifest{Module: b.moduleSums, Versions: versions, Images: map[string]string{}}
+	if b.module != "" {
+		if b.m.Kubernetes.Module, err = moduleFiles(b.module); err != nil {
+			return err
+		}
+	}
 	if err := b.containerImages(ctx, tree, bin, archives); err != nil {
 		return fmt.Errorf("making the container images: %w", err)
 	}
@@ -252,6 +259,8 @@ func (b *bakery) programs(ctx context.Context) (Artifact, map[string]string, err
 		_, err := b.golang(ctx, argv...)
 		return err
 	}
+	stop := b.remind(ctx, "build Kubernetes, etcd, CoreDNS and Flannel")
+	defer stop()
 	for _, dir := range []string{"", flannelDir} {
 		if err := build(dir); err != nil {
 			return a, nil, err
@@ -264,6 +273,24 @@ func (b *bakery) programs(ctx context.Context) (Artifact, map[string]string, err
 		}
 	}
 	return a, versions, b.keepArtifact(ctx, &a, bin)
+}
+
+// remind says every quarter of a minute what has been going on for how long, until stop is called.
+func (b *bakery) remind(ctx context.Context, what string) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	start := time.Now()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(15 * time.Second):
+				b.step.Update("%s: %s", what, time.Since(start).Round(time.Second))
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
 }
 
 // keptPrograms finds the programs of the bake that this one replays, where its own artifacts are.
@@ -283,7 +310,8 @@ func (b *bakery) keptPrograms() (Artifact, map[string]string, error) {
 
 // golang runs Go's command with the caller's settings, but none that would take another module or compiler in.
 func (b *bakery) golang(ctx context.Context, args ...string) (string, error) {
-	env := append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOOS=linux", "GOTOOLCHAIN=local")
+	env := append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOOS=linux", "GOTOOLCHAIN=local",
+		"GOTMPDIR="+b.dir) // what a killed one leaves goes with the bake
 	return b.runWith(ctx, env, append([]string{"go"}, args...))
 }
 

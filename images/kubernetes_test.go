@@ -1,8 +1,11 @@
 package images
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,7 +36,8 @@ func writeBolt(t *testing.T, path string, made time.Time, keys ...string) {
 			if err != nil {
 				return err
 			}
-			for k, v := range map[string][]byte{"name": []byte(key), "createdat": stamp, "updatedat": stamp} {
+			long := bytes.Repeat([]byte(key), 3000) // such a bucket has pages of its own
+			for k, v := range map[string][]byte{"name": []byte(key), "createdat": stamp, "updatedat": stamp, "long": long} {
 				if err := n.Put([]byte(k), v); err != nil {
 					return err
 				}
@@ -46,8 +50,13 @@ func writeBolt(t *testing.T, path string, made time.Time, keys ...string) {
 
 func TestADatabaseIsTheSameWhateverTheTimeAndOrderOfItsWriting(t *testing.T) {
 	one, other := filepath.Join(t.TempDir(), "meta.db"), filepath.Join(t.TempDir(), "meta.db")
-	writeBolt(t, one, time.Unix(1e9, 0), "a", "b", "c")
-	writeBolt(t, other, time.Unix(2e9, 5), "c", "a", "b")
+	var keys []string
+	for i := range 50 {
+		keys = append(keys, fmt.Sprintf("k%02d", i))
+	}
+	writeBolt(t, one, time.Unix(1e9, 0), keys...)
+	slices.Reverse(keys)
+	writeBolt(t, other, time.Unix(2e9, 5), keys...)
 	for _, path := range []string{one, other} {
 		require.NoError(t, canonicalBolt(path))
 	}
@@ -63,7 +72,7 @@ func TestADatabaseIsTheSameWhateverTheTimeAndOrderOfItsWriting(t *testing.T) {
 	require.NoError(t, db.View(func(tx *bolt.Tx) error {
 		v1 := tx.Bucket([]byte("v1"))
 		assert.EqualValues(t, 7, v1.Sequence(), "the next snapshot's number")
-		for _, key := range []string{"a", "b", "c"} {
+		for _, key := range keys {
 			assert.Equal(t, key, string(v1.Bucket([]byte(key)).Get([]byte("name"))))
 		}
 		return nil

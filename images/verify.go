@@ -116,6 +116,9 @@ func (s *Store) rebake(ctx context.Context, step *progress.Step, img Image) (err
 	if f := img.Manifest.Flux; f != nil {
 		b.art = fluxArtifact{Source: f.Source, Digest: f.Digest}
 	}
+	if k := img.Manifest.Kubernetes; k != nil {
+		b.moduleSums = k.Module
+	}
 	if err := b.replayable(); err != nil {
 		return err
 	}
