@@ -40,7 +40,7 @@ func (a *app) command() *cobra.Command {
 				return bed.Problems{{Key: "--output", Value: a.output, Reason: "is not a form of output; there is text, json", Remedy: "write -o json"}}
 			}
 			cmd.SetContext(progress.With(cmd.Context(), a.sink()))
-			a.findLock()
+			a.findInputs()
 			return nil
 		},
 	}
@@ -110,15 +110,17 @@ func (a *app) close() {
 	}
 }
 
-// findLock has this command, and the engine's plugin under it, go by what lies beside Pulumi.yaml: a lock, if there is one, and the module
+// findInputs has this command, and the engine's plugin under it, go by what lies beside Pulumi.yaml: a lock, if there is one, and the module
 // of Kubernetes.
-func (a *app) findLock() {
-	if root, err := engine.Find(a.dir); err == nil && os.Getenv(images.LockEnv) == "" {
-		if path := filepath.Join(root, images.LockFile); exists(path) {
-			_ = os.Setenv(images.LockEnv, path)
-		}
+func (a *app) findInputs() {
+	root, err := engine.Find(a.dir)
+	if err != nil {
+		return
 	}
-	if root, err := engine.Find(a.dir); err == nil && os.Getenv(images.KubernetesEnv) == "" {
+	if path := filepath.Join(root, images.LockFile); os.Getenv(images.LockEnv) == "" && exists(path) {
+		_ = os.Setenv(images.LockEnv, path)
+	}
+	if os.Getenv(images.KubernetesEnv) == "" {
 		_ = os.Setenv(images.KubernetesEnv, filepath.Join(root, "images", "kubernetes"))
 	}
 }

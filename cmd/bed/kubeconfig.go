@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	gossh "golang.org/x/crypto/ssh"
@@ -21,6 +22,9 @@ import (
 
 // apiServer is where Kubernetes' API server listens on the control node.
 const apiServer = "127.0.0.1:6443"
+
+// kubeconfigTimeout is for one command in the control plane's container; an emulated node takes some seconds.
+const kubeconfigTimeout = 2 * time.Minute
 
 func (a *app) kubeconfig() *cobra.Command {
 	var file string
@@ -52,9 +56,11 @@ func (a *app) kubeconfig() *cobra.Command {
 				return err
 			}
 			defer client.Close()
-			admin, err := client.Run(ctx, "usernetes kubeconfig")
+			asking, cancel := context.WithTimeoutCause(ctx, kubeconfigTimeout, fmt.Errorf("it took longer than %s", kubeconfigTimeout))
+			defer cancel()
+			admin, err := client.Run(asking, "usernetes kubeconfig")
 			if err != nil {
-				return fmt.Errorf("reading the kubeconfig on node %s: %w", control.Name, err)
+				return fmt.Errorf("reading the kubeconfig on node %s: %w; see `bed ssh %s -s %s -- docker ps -a`", control.Name, err, control.Name, w.Stack)
 			}
 			listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 			if err != nil {
@@ -86,7 +92,7 @@ func (a *app) kubeconfig() *cobra.Command {
 			case <-ctx.Done():
 				return nil
 			case err := <-ended:
-				return fmt.Errorf("the way to node %s ended: %w", control.Name, err)
+				return fmt.Errorf("the tunnel to Kubernetes: %w; see `bed status -s %s`", err, w.Stack)
 			}
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -337,13 +338,22 @@ func (c *Client) Ask(ctx context.Context) (Facts, error) {
 	return f, errors.Join(errCPU, errMem)
 }
 
-// Forward carries connections that the listener accepts to an address as the machine sees it, until the listener is closed. A
-// connection whose other end does not answer is closed; the caller's peer sees it end.
+// Forward carries connections that the listener accepts to an address as the machine sees it, until the listener is closed or the
+// client's own connection ends, which is an error. One whose other end does not answer is closed; the caller's peer sees it end.
 func (c *Client) Forward(listener net.Listener, address string) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	var lost atomic.Bool
+	go func() {
+		_ = c.conn.Wait()
+		lost.Store(true)
+		_ = listener.Close()
+	}()
 	for {
 		near, err := listener.Accept()
+		if lost.Load() {
+			return fmt.Errorf("the connection to node %s ended", c.Target.Name)
+		}
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}

@@ -371,3 +371,18 @@ func TestASilentMachineIsNotWaitedForLongerThanTheContext(t *testing.T) {
 	_, err = c.Run(t.Context(), "true")
 	assert.Error(t, err, "the connection is gone, which whoever kept it must see")
 }
+
+func TestForwardSaysWhenTheMachineIsGone(t *testing.T) {
+	c := dial(t, startNode(t).target)
+	near, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Forward(near, "127.0.0.1:1") }()
+	require.NoError(t, c.Close())
+	select {
+	case err := <-ended:
+		assert.ErrorContains(t, err, "node node ended")
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for callers that it cannot serve")
+	}
+}
