@@ -31,6 +31,13 @@ func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 	assert.Equal(t, "memory", small[0].Key)
 	assert.Equal(t, 2, small.ExitCode())
 
+	spec2 := spec("2GiB")
+	spec2.Pools[0].Nodes = 257
+	many := engine.KubernetesProblems(spec2, vms)
+	require.Len(t, many, 1)
+	assert.Equal(t, "nodes", many[0].Key)
+	assert.Equal(t, 2, many.ExitCode())
+
 	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
 	require.Len(t, shared, 1)
 	assert.ErrorContains(t, shared, "driver lima")
