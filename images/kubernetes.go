@@ -360,7 +360,7 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 			return err
 		}
 		config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-		if img, err = mutate.ConfigFile(img, withConfig(img, config)); err != nil {
+		if img, err = configured(img, config); err != nil {
 			return err
 		}
 		digest, err := img.Digest()
@@ -406,16 +406,15 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 	return write(len(programs), "tools", "1", v1.Config{Cmd: []string{"/bin/busybox", "sh"}}, base)
 }
 
-// withConfig is an image's configuration for this processor, made at no time.
-func withConfig(img v1.Image, config v1.Config) *v1.ConfigFile {
+// configured is an image with a configuration, for this processor and made at no time.
+func configured(img v1.Image, config v1.Config) (v1.Image, error) {
 	file, err := img.ConfigFile()
 	if err != nil {
-		file = &v1.ConfigFile{}
+		return nil, err
 	}
 	file = file.DeepCopy()
-	file.Architecture, file.OS, file.Config = runtime.GOARCH, "linux", config
-	file.History = nil
-	return file
+	file.Architecture, file.OS, file.Config, file.History = runtime.GOARCH, "linux", config, nil
+	return mutate.ConfigFile(img, file)
 }
 
 // treeLayer is a layer of some of the tree's packages. Their alternatives are links that no package has.

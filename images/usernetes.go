@@ -80,10 +80,10 @@ func (b *bakery) nodeArchive(ctx context.Context, bundle Image, dir string) erro
 	if err != nil {
 		return err
 	}
-	if img, err = mutate.ConfigFile(img, withConfig(img, v1.Config{
+	if img, err = configured(img, v1.Config{
 		Entrypoint: []string{"/usr/local/bin/entrypoint"}, StopSignal: "SIGRTMIN+3",
 		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"},
-	})); err != nil {
+	}); err != nil {
 		return err
 	}
 	tag, err := name.NewTag(nodeImage)
