@@ -143,7 +143,7 @@ func describe(ctx context.Context, o Options, params scenario.Values, nodes *sce
 	inv := o.Inventory
 	run = results.Run{
 		Seed: o.Seed, Parameters: maps.Clone(params), Spec: o.Spec, Versions: map[string]string{}, Digests: map[string]string{},
-		Bed:   results.Bed{Driver: inv.Driver, Image: inv.Image, ImageDigest: inv.ImageDigest, WorkloadManager: manager.Name()},
+		Bed:   results.Bed{Driver: inv.Driver, Image: inv.Image, ImageDigest: inv.ImageDigest, WorkloadManager: manager.Name(), Kubernetes: inv.Kubernetes},
 		Nodes: make([]results.Node, len(inv.Nodes)),
 	}
 	if run.Spec == nil {

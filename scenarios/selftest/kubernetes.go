@@ -24,6 +24,7 @@ const (
 	podWait       = 10 * time.Minute // for pods to run; an emulated node needs most of it
 	kubeTimeout   = 40 * time.Minute // of the whole look from inside
 	rebootTimeout = 20 * time.Minute
+	tryTimeout    = 2 * time.Minute // of one question to a node that may be going down: it may never answer
 )
 
 var ofKubernetes = []string{noRoot, survivesBoot}
@@ -147,6 +148,8 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 	defer cancel()
 	control := env.Inventory.Control().Name
 	shell := func(script string) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, podWait+tryTimeout)
+		defer cancel()
 		r, err := env.Nodes.Feed(ctx, control, "usernetes shell", []byte(script))
 		return strings.TrimSpace(string(r.Stdout)), err
 	}
@@ -167,11 +170,16 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 		return "", err
 	}
 	start := time.Now()
-	_, _ = env.Nodes.Run(ctx, node.Name, "sudo systemctl reboot") // its connection ends as it will
+	run := func(command string) (remote.Result, error) {
+		ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+		defer cancel()
+		return env.Nodes.Run(ctx, node.Name, command)
+	}
+	_, _ = run("sudo systemctl reboot") // its connection ends as it will
 	// A pod that was running is shown as such until its node is heard of again: one that was started since then is the answer.
 	const restarted = namespace + `get pods -l app=survivor -o jsonpath='{range .items[*]}{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}{"\n"}{end}'`
 	for {
-		now, errBoot := env.Nodes.Run(ctx, node.Name, bootID)
+		now, errBoot := run(bootID)
 		if errBoot == nil && string(now.Stdout) != string(before.Stdout) {
 			text, errPods := shell(restarted)
 			if errPods == nil && strings.Contains("\n"+text, "true") && !strings.HasPrefix(text, "0 ") {

@@ -46,6 +46,7 @@ func TestKubernetesSelftestKeepsALinePerPropertyAndNode(t *testing.T) {
 	require.NoError(t, err)
 	r, err := results.Load(dir)
 	require.NoError(t, err)
+	assert.Equal(t, "usernetes", r.Run.Bed.Kubernetes)
 	var seen []string
 	for _, s := range r.Samples {
 		assert.Equal(t, results.OK, s.Status)
