@@ -17,10 +17,10 @@ import (
 // TestKubernetes brings a bed up on which Kubernetes runs without root beside the workload manager, and has it do what it is there for.
 func TestKubernetes(t *testing.T) {
 	if !strings.HasPrefix(*stackFlag, "lima") {
-		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e STACK=lima-ci` has them")
+		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
 	}
 	if !*fullFlag {
-		t.Skip("it takes an emulated machine half an hour, and the bundle ten minutes more to build; `make e2e-full STACK=lima-ci` does")
+		t.Skip("CI's time does not hold the bundle's build and two more emulated machines; `make e2e-full STACK=lima-ci` does")
 	}
 	p := newPlace(t, "kubernetes", *stackFlag, "e2e-k8s")
 	module, err := filepath.Abs("../images/kubernetes")
@@ -63,6 +63,6 @@ func TestKubernetes(t *testing.T) {
 		for _, n := range inv.Nodes {
 			assert.Contains(t, c.stdout, "node/u7s-"+n.Name)
 		}
-		assert.NoFileExists(t, filepath.Join(p.dir, ".bed", p.stack, "kubeconfig"), "it leads nowhere once the tunnel is gone")
+		assert.NoFileExists(t, filepath.Join(filepath.Dir(p.keyFile()), "kubeconfig"), "it leads nowhere once the tunnel is gone")
 	})
 }
