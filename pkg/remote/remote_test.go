@@ -194,6 +194,25 @@ func TestRun(t *testing.T) {
 	assert.Equal(t, "640\na\x00b", string(r.Stdout))
 }
 
+func TestAskTellsWhatTheMachineIs(t *testing.T) {
+	if _, err := os.Stat("/proc/sys/kernel/osrelease"); err != nil {
+		t.Skipf("the fake node runs commands on this host, which tells nothing of itself in /proc: %v", err)
+	}
+	of := func(command string) string {
+		out, err := exec.Command("sh", "-c", command).Output()
+		require.NoError(t, err, command)
+		return strings.TrimSpace(string(out))
+	}
+	facts, err := dial(t, startNode(t).target).Ask(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, remote.Facts{
+		Hostname: of("uname -n"), BootID: of("cat /proc/sys/kernel/random/boot_id"), CPUs: facts.CPUs, Kernel: of("uname -r"), MemoryMiB: facts.MemoryMiB,
+		CPUModel: of("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1"),
+	}, facts)
+	assert.Equal(t, of("env -u OMP_NUM_THREADS nproc"), strconv.Itoa(facts.CPUs))
+	assert.Equal(t, of("free -m | awk '/^Mem/{print $2}'"), strconv.FormatInt(facts.MemoryMiB, 10))
+}
+
 func TestStreamHandsOnAsItComes(t *testing.T) {
 	c := dial(t, startNode(t).target)
 	r, w := io.Pipe()
