@@ -163,28 +163,26 @@ func killGroup(cmd *exec.Cmd) { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKI
 // able to enter the checkout.
 const SystemLimactl = "/var/lib/bedfellow/bin/limactl"
 
-// findLimactl looks on the PATH, beside this executable, and where `make tools` puts it as root. As root, one that others may not run
-// counts only when there is no other.
+// findLimactl looks beside this executable, where `make tools` puts it as root, and on the PATH: what was built for us goes before what
+// the host has. As root, one that others may not run counts only when there is no other.
 func findLimactl(root string) (string, error) {
-	candidates := []string{"limactl"}
+	var candidates, found []string
 	if self, err := os.Executable(); err == nil {
 		candidates = append(candidates, filepath.Join(filepath.Dir(self), "limactl"))
 	}
-	var found []string
-	var first error
-	for _, name := range append(candidates, filepath.Join(filepath.Dir(root), "bin/limactl")) {
+	var last error
+	for _, name := range append(candidates, filepath.Join(filepath.Dir(root), "bin/limactl"), "limactl") {
 		path, err := exec.LookPath(name)
 		if err == nil {
 			path, err = filepath.Abs(path)
 		}
 		if err == nil {
 			found = append(found, path)
-		} else if first == nil {
-			first = err
 		}
+		last = err
 	}
 	if len(found) == 0 {
-		return "", first
+		return "", last
 	}
 	for _, path := range found {
 		if os.Geteuid() != 0 || othersMayRun(path) {
