@@ -57,6 +57,7 @@ func (s Standing) Changed() int {
 
 // Check finds everything about the configuration and the host that would keep the bed from being made, all at once.
 func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
+	go w.cli() // a third of a second, which the checks take too
 	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
 	d, err := drivers.Open(spec.Driver, drivers.Settings{})
 	if err != nil { // an unknown driver is among the problems
@@ -405,7 +406,7 @@ func (w *Workspace) openSession(ctx context.Context, work bool) (*session, error
 	if err != nil {
 		return nil, err
 	}
-	cli, err := findCLI()
+	cli, err := w.cli()
 	if err != nil {
 		return nil, err
 	}
