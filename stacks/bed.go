@@ -1,6 +1,7 @@
 package stacks
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -24,6 +25,7 @@ type BedArgs struct {
 	Flux            string            `pulumi:"flux,optional"`
 	FluxSettings    *bed.FluxSettings `pulumi:"fluxSettings,optional"`
 	Kubernetes      string            `pulumi:"kubernetes,optional"`
+	KubernetesMTU   int               `pulumi:"kubernetesMTU,optional"`
 	Network         string            `pulumi:"network"`
 	Slow            bool              `pulumi:"slow,optional"`
 	TTL             string            `pulumi:"ttl,optional"`
@@ -68,6 +70,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
 	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
 	a.Describe(&b.Kubernetes, "The Go module that Kubernetes is built from, a directory; empty is a bed without Kubernetes.")
+	a.Describe(&b.KubernetesMTU, "Of the network of Kubernetes' nodes, in bytes; 0 is the most that there can be.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -170,7 +173,7 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		inv.FluxMode = "user"
 	}
 	if args.Kubernetes != "" {
-		inv.Kubernetes = "usernetes"
+		inv.Kubernetes, inv.KubernetesMTU = "usernetes", cmp.Or(args.KubernetesMTU, bed.DefaultKubernetesMTU)
 	}
 	found := map[string]map[string]any{}
 	for _, machine := range machines {
@@ -206,7 +209,7 @@ func inventoryMap(inv bed.Inventory) map[string]any {
 		"imageDigest": inv.ImageDigest, "workloadManager": inv.WorkloadManager, "user": inv.User, "nodes": nodes,
 	}
 	if inv.Kubernetes != "" {
-		m["kubernetes"] = inv.Kubernetes
+		m["kubernetes"], m["kubernetesMTU"] = inv.Kubernetes, inv.KubernetesMTU
 	}
 	return m
 }

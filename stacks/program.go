@@ -81,7 +81,7 @@ func Args(s bed.Spec, state string) BedArgs {
 		}
 	}
 	if s.Kubernetes == "usernetes" {
-		args.Kubernetes = KubernetesModule()
+		args.Kubernetes, args.KubernetesMTU = KubernetesModule(), s.KubernetesMTU
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()

@@ -11,9 +11,10 @@ type Inventory struct {
 	Image           string          `json:"image" pulumi:"image"`               // definition
 	ImageDigest     string          `json:"imageDigest" pulumi:"imageDigest"`
 	WorkloadManager string          `json:"workloadManager" pulumi:"workloadManager"`
-	FluxMode        string          `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"`     // user: scenarios start an instance of their own
-	Kubernetes      string          `json:"kubernetes,omitempty" pulumi:"kubernetes,optional"` // usernetes, or empty without
-	User            string          `json:"user" pulumi:"user"`                                // to log in as; may sudo
+	FluxMode        string          `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"`           // user: scenarios start an instance of their own
+	Kubernetes      string          `json:"kubernetes,omitempty" pulumi:"kubernetes,optional"`       // usernetes, or empty without
+	KubernetesMTU   int             `json:"kubernetesMTU,omitempty" pulumi:"kubernetesMTU,optional"` // of the network of its nodes; pods have 50 less
+	User            string          `json:"user" pulumi:"user"`                                      // to log in as; may sudo
 	Nodes           []InventoryNode `json:"nodes" pulumi:"nodes"`
 }
 

@@ -25,7 +25,7 @@ type Known struct {
 func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
-		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy",
+		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.mtu",
 	}
 }
 
@@ -66,6 +66,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or take it back with -c flux=")
 	}
 	s.FluxSettings = p.fluxSettings(s)
+	s.KubernetesMTU = p.kubernetesMTU(s)
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d <= 0 {
@@ -108,6 +109,24 @@ func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
 		f.MatchPolicy = p.oneOf("flux.matchPolicy", "", fluxMatchPolicies())
 	}
 	return f
+}
+
+func (p *parser) kubernetesMTU(s Spec) int {
+	v := p.text("kubernetes.mtu", "")
+	switch {
+	case s.Kubernetes == "none" && v != "":
+		p.problem("kubernetes.mtu", v, "is about Kubernetes, and the bed has none", "write -c kubernetes=usernetes, or take it back with -c kubernetes.mtu=")
+		return 0
+	case s.Kubernetes == "none":
+		return 0
+	case v == "":
+		return DefaultKubernetesMTU
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < minKubernetesMTU || n > DefaultKubernetesMTU {
+		p.problem("kubernetes.mtu", v, fmt.Sprintf("is not a number of bytes from %d to %d", minKubernetesMTU, DefaultKubernetesMTU), "write such a number; without it it is the most, and what is longer than the wire takes goes in fragments")
+	}
+	return n
 }
 
 type parser struct {

@@ -12,7 +12,7 @@ import (
 )
 
 func known() bed.Known {
-	return bed.Known{Drivers: []string{"nspawn", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none"}}
+	return bed.Known{Drivers: []string{"nspawn", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
 }
 
 func TestParseFillsIn(t *testing.T) {
@@ -51,6 +51,21 @@ func TestParseFluxSettings(t *testing.T) {
 		_, problems = bed.Parse("f", map[string]string{"nodes": "4", key: c.value}, known())
 		assert.ErrorContains(t, problems.Err(), "write -c workloadManager=flux", key)
 	}
+}
+
+func TestParseKubernetesMTU(t *testing.T) {
+	s, problems := bed.Parse("k", map[string]string{"kubernetes": "usernetes"}, known())
+	require.NoError(t, problems.Err())
+	assert.Equal(t, bed.DefaultKubernetesMTU, s.KubernetesMTU)
+	s, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.mtu": "1500"}, known())
+	require.NoError(t, problems.Err())
+	assert.Equal(t, 1500, s.KubernetesMTU)
+	for _, wrong := range []string{"1329", "65521", "jumbo"} {
+		_, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.mtu": wrong}, known())
+		assert.ErrorContains(t, problems.Err(), "1330 to 65520", wrong)
+	}
+	_, problems = bed.Parse("k", map[string]string{"kubernetes.mtu": "1500"}, known())
+	assert.ErrorContains(t, problems.Err(), "write -c kubernetes=usernetes")
 }
 
 func TestExitCode(t *testing.T) {

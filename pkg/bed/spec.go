@@ -22,6 +22,7 @@ type Spec struct {
 	Image           string        // what is on their disks: debian-12
 	WorkloadManager string        // slurm, flux
 	Kubernetes      string        // none, usernetes
+	KubernetesMTU   int           // of the network of its nodes, in bytes; 0 without Kubernetes
 	Network         string        // isolated, or outbound for a route out of the bed
 	Profile         string        // normal, or slow for emulated machines: every time-out is longer
 	Flux            string        // path or URL of a Flux artifact; empty leaves it to the environment or the lock
@@ -29,6 +30,13 @@ type Spec struct {
 	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
 	Pools           []Pool        // in order; the first node of the first pool is the control node
 }
+
+// The MTU of the network in which Kubernetes' nodes are containers. It is no wire's: what is longer than the wire takes is sent in fragments,
+// so the most that fits a UDP datagram is best. The least is IPv6's, and what VXLAN takes of it.
+const (
+	DefaultKubernetesMTU = 65520
+	minKubernetesMTU     = 1280 + 50
+)
 
 // FluxSettings are choices of a Flux system instance. The zero value is what the role has.
 type FluxSettings struct {
