@@ -62,20 +62,22 @@ type sizes struct {
 
 // figure is a command's medians.
 type figure struct {
-	Seconds  float64 `json:"seconds"`
-	Ours     float64 `json:"providerSeconds"` // in which a call of the engine's to our provider was under way
-	Engine   float64 `json:"engineSeconds"`   // the rest: Pulumi's, and what bed does itself
-	Slowest  float64 `json:"slowestSeconds"`
-	PeakMiB  peaks   `json:"peakMiB"`
-	measured []measurement
+	Seconds float64 `json:"seconds"`
+	Ours    float64 `json:"providerSeconds"` // in which a call of the engine's to our provider was under way
+	Engine  float64 `json:"engineSeconds"`   // the rest: Pulumi's, and what bed does itself
+	Slowest float64 `json:"slowestSeconds"`
+	// Processor is the time for which the host's processors were at work meanwhile, for whomever, all added up.
+	Processor float64 `json:"processorSeconds"`
+	PeakMiB   peaks   `json:"peakMiB"`
+	measured  []measurement
 }
 
 // peaks are the most that one process of each program had in memory, in MiB.
 type peaks map[string]int
 
 type measurement struct {
-	total, ours float64 // seconds
-	peaks       peaks
+	total, ours, processor float64 // seconds
+	peaks                  peaks
 }
 
 func main() {
@@ -214,7 +216,7 @@ func (b *bench) command(ctx context.Context, args ...string) (m measurement, err
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	m.peaks = peaks{}
-	start := time.Now()
+	start, worked := time.Now(), processor()
 	if err := cmd.Start(); err != nil {
 		return m, err
 	}
@@ -231,7 +233,7 @@ func (b *bench) command(ctx context.Context, args ...string) (m measurement, err
 		}
 	}()
 	err = cmd.Wait()
-	m.total = time.Since(start).Seconds()
+	m.total, m.processor = time.Since(start).Seconds(), processor()-worked
 	close(ended)
 	<-watched
 	if err != nil {
@@ -296,15 +298,15 @@ func busy(path string) (float64, error) {
 
 // conclude fills in the medians.
 func (f *figure) conclude() {
-	var total, ours, engine []float64
+	var total, ours, engine, processor []float64
 	f.PeakMiB = peaks{}
 	for _, m := range f.measured {
-		total, ours, engine = append(total, m.total), append(ours, m.ours), append(engine, m.total-m.ours)
+		total, ours, engine, processor = append(total, m.total), append(ours, m.ours), append(engine, m.total-m.ours), append(processor, m.processor)
 		for name, mib := range m.peaks {
 			f.PeakMiB[name] = max(f.PeakMiB[name], mib)
 		}
 	}
-	f.Seconds, f.Ours, f.Engine, f.Slowest = median(total), median(ours), median(engine), milli(slices.Max(total))
+	f.Seconds, f.Ours, f.Engine, f.Slowest, f.Processor = median(total), median(ours), median(engine), milli(slices.Max(total)), median(processor)
 }
 
 // median sorts the values; it is in whole milliseconds.
@@ -330,6 +332,15 @@ func thisMachine() machine {
 	kernel, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	m.Kernel = strings.TrimSpace(string(kernel))
 	return m
+}
+
+// processor is for how many seconds the processors have worked since the host started, all added up: for users, nicely or not, for the
+// kernel and for interrupts, see proc_stat(5).
+func processor() float64 {
+	var user, nice, system, idle, wait, irq, softirq float64
+	text, _ := os.ReadFile("/proc/stat")
+	_, _ = fmt.Sscanf(string(text), "cpu %g %g %g %g %g %g %g", &user, &nice, &system, &idle, &wait, &irq, &softirq)
+	return (user + nice + system + irq + softirq) / 100 // a tick is a hundredth of a second whatever the kernel's own
 }
 
 // load is the load of the last minute.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -25,8 +26,18 @@ func TestBusyCountsOverlapOnce(t *testing.T) {
 	assert.ErrorContains(t, err, path)
 }
 
+func TestProcessorSeesWork(t *testing.T) {
+	if _, err := os.Stat("/proc/stat"); err != nil {
+		t.Skipf("the time of processors is read from Linux' /proc: %v", err)
+	}
+	before := processor()
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+	}
+	assert.GreaterOrEqual(t, processor()-before, 0.1)
+}
+
 func TestFigureTellsMedians(t *testing.T) {
-	f := figure{measured: []measurement{{9, 1, peaks{"bed": 5}}, {2, 1.5, peaks{"bed": 7, "pulumi": 1}}, {4, 1, nil}, {6, 3, nil}}}
+	f := figure{measured: []measurement{{9, 1, 4, peaks{"bed": 5}}, {2, 1.5, 1, peaks{"bed": 7, "pulumi": 1}}, {4, 1, 2, nil}, {6, 3, 3, nil}}}
 	f.conclude()
-	assert.Equal(t, figure{Seconds: 5, Ours: 1.25, Engine: 3, Slowest: 9, PeakMiB: peaks{"bed": 7, "pulumi": 1}, measured: f.measured}, f)
+	assert.Equal(t, figure{Seconds: 5, Ours: 1.25, Engine: 3, Slowest: 9, Processor: 2.5, PeakMiB: peaks{"bed": 7, "pulumi": 1}, measured: f.measured}, f)
 }
