@@ -1,5 +1,5 @@
-// Package iperf measures TCP between every two compute nodes with iperf3, one pair at a time, as the talk did. In a bed that has only
-// one of them the control node is the other end.
+// Package iperf measures TCP between every two compute nodes with iperf3, one pair at a time, as the talk did, and between pods on them
+// beside. In a bed that has only one of them the control node is the other end.
 package iperf
 
 import (
@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,10 +21,12 @@ import (
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 )
 
-// The series: pairs are ordered in the first, and each unordered pair of the second yields a sample in either direction.
+// The series: pairs are ordered in the first, and each unordered pair of the second yields a sample in either direction. Those of pods
+// have more to their names.
 const (
 	oneWay   = "one way"
 	bothWays = "both ways"
+	ofPods   = ", pods"
 )
 
 const (
@@ -47,6 +51,7 @@ func Scenario() scenario.Scenario {
 			{Name: "seconds", Doc: "length of each test; the talk's were 60", Default: "2", Check: scenario.Whole(1, 86400)},
 			{Name: "omit", Doc: "seconds before them that are in no figure", Default: "0", Check: scenario.Whole(0, 60)},
 			{Name: "parallel", Doc: "TCP streams in each direction", Default: "1", Check: scenario.Whole(1, 128)},
+			{Name: "between", Doc: "what is tested: hosts, or pods and the hosts they are on in turn", Default: "hosts", Check: scenario.OneOf("hosts", "pods"), Fits: podsFit},
 			{Name: "bidirectional", Doc: "also test both directions at once: true or false", Default: "true", Check: truth},
 			{Name: "nodes", Doc: "nodes to test between", Default: "all compute nodes; where there is one, the control node too", Check: scenario.Whole(2, bed.MaxNodes),
 				Derive: func(inv bed.Inventory, _ scenario.Values) string { return strconv.Itoa(len(ends(inv))) },
@@ -72,20 +77,34 @@ func nodesFit(inv bed.Inventory, _ scenario.Values, value string) error {
 	return nil
 }
 
+func podsFit(inv bed.Inventory, _ scenario.Values, value string) error {
+	if value == "pods" && inv.Kubernetes == "" {
+		return fmt.Errorf("bed %s has no Kubernetes; bring it up with -c kubernetes=usernetes", inv.Bed)
+	}
+	return nil
+}
+
+// end is where iperf3 runs: a node, or a pod on it.
+type end struct {
+	node, address string
+	enter         []string // before a command that is to run in a pod's network
+}
+
 // experiment is one run of the scenario.
 type experiment struct {
 	*scenario.Env
-	nodes                   []bed.InventoryNode
+	hosts                   []end
 	dir                     string // the run's own, on every node
 	seconds, omit, parallel int
 }
 
 func run(ctx context.Context, env *scenario.Env) error {
 	v := env.Params
-	e := &experiment{Env: env, seconds: v.Int("seconds"), omit: v.Int("omit"), parallel: v.Int("parallel"), nodes: ends(env.Inventory)[:v.Int("nodes")]}
+	e := &experiment{Env: env, seconds: v.Int("seconds"), omit: v.Int("omit"), parallel: v.Int("parallel")}
 	var names []string
-	for _, n := range e.nodes {
+	for _, n := range ends(env.Inventory)[:v.Int("nodes")] {
 		names = append(names, n.Name)
+		e.hosts = append(e.hosts, end{node: n.Name, address: n.BedAddress})
 	}
 	dir, remove, err := env.Scratch(ctx, names)
 	if err != nil {
@@ -96,22 +115,30 @@ func run(ctx context.Context, env *scenario.Env) error {
 	if err := e.prepare(ctx, names); err != nil {
 		return fmt.Errorf("prepare iperf3: %w", err)
 	}
+	kinds := map[string][]end{"": e.hosts}
+	if v["between"] == "pods" {
+		pods, remove, err := e.startPods(ctx)
+		if err != nil {
+			return err
+		}
+		defer remove()
+		kinds[ofPods] = pods
+	}
 	type test struct {
-		from, to bed.InventoryNode
+		from, to end
+		series   string
 		both     bool
 	}
 	var tests []test
-	for _, from := range e.nodes {
-		for _, to := range e.nodes {
-			if from.Name != to.Name {
-				tests = append(tests, test{from, to, false})
-			}
-		}
-	}
-	for i, a := range e.nodes {
-		for _, b := range e.nodes[i+1:] {
-			if v["bidirectional"] == "true" {
-				tests = append(tests, test{a, b, true})
+	for i := range e.hosts {
+		for j := range e.hosts {
+			for _, kind := range slices.Sorted(maps.Keys(kinds)) { // a pair's hosts and pods one after the other
+				if i != j {
+					tests = append(tests, test{kinds[kind][i], kinds[kind][j], oneWay + kind, false})
+				}
+				if i < j && v["bidirectional"] == "true" {
+					tests = append(tests, test{kinds[kind][i], kinds[kind][j], bothWays + kind, true})
+				}
 			}
 		}
 	}
@@ -120,13 +147,13 @@ func run(ctx context.Context, env *scenario.Env) error {
 	failed := &scenario.FailedError{}
 	for _, t := range tests {
 		failed.Of += each
-		err := e.pair(ctx, t.from, t.to, t.both)
+		err := e.pair(ctx, t.from, t.to, t.series, t.both)
 		var some *scenario.FailedError
 		switch {
 		case errors.As(err, &some):
 			if failed.Failed == 0 {
 				failed.First, failed.Log = some.First, some.Log
-				failed.Name = fmt.Sprintf("%s of %s to %s", some.Name, t.from.Name, t.to.Name)
+				failed.Name = fmt.Sprintf("%s of %s to %s", some.Name, t.from.node, t.to.node)
 			}
 			failed.Failed += some.Failed
 		case err != nil:
@@ -166,18 +193,20 @@ func (e *experiment) prepare(ctx context.Context, names []string) error {
 }
 
 // pair measures all repetitions of one pair.
-func (e *experiment) pair(ctx context.Context, from, to bed.InventoryNode, both bool) error {
+func (e *experiment) pair(ctx context.Context, from, to end, series string, both bool) error {
 	env := *e.Env
-	env.Scenario = fmt.Sprintf("%s %s to %s", e.Scenario, from.Name, to.Name) // as the steps are called
-	s := scenario.Series{Name: oneWay, Parameters: between(from, to), Warmups: e.Params.Int("warmups")}
-	if both {
-		s.Name = bothWays
-	}
+	env.Scenario = fmt.Sprintf("%s %s to %s", e.Scenario, from.node, to.node) // as the steps are called
+	s := scenario.Series{Name: series, Parameters: between(from, to), Warmups: e.Params.Int("warmups")}
 	return env.Repeat(ctx, s, func(ctx context.Context, r scenario.Repetition) (m scenario.Measured, err error) {
-		result, log, err := e.repetition(ctx, strings.Join([]string{strings.ReplaceAll(s.Name, " ", "-"), from.Name, to.Name, r.String()}, "-"), from, to, both)
+		result, log, err := e.repetition(ctx, strings.Join([]string{strings.NewReplacer(" ", "-", ",", "").Replace(s.Name), from.node, to.node, r.String()}, "-"), from, to, both)
 		m.Log = log
 		if err == nil {
 			m.Metrics = metrics(result.Forward)
+		}
+		if err == nil && !both {
+			var trip scenario.Metric
+			trip, err = e.roundTrip(ctx, from, to)
+			m.Metrics = append(m.Metrics, trip)
 		}
 		if both && (err == nil || ctx.Err() == nil) {
 			err = errors.Join(err, e.addBackward(s.Name, between(to, from), r, result.Backward, log, err))
@@ -186,8 +215,27 @@ func (e *experiment) pair(ctx context.Context, from, to bed.InventoryNode, both 
 	})
 }
 
-func between(from, to bed.InventoryNode) map[string]string {
-	return map[string]string{"from": from.Name, "to": to.Name}
+func between(from, to end) map[string]string {
+	return map[string]string{"from": from.node, "to": to.node}
+}
+
+// pings are sent as close together as every iputils lets a user.
+const pings = "ping -q -n -c 10 -i 0.2 -w 30 "
+
+// roundTrip asks after a test, with nothing else under way, how long an answer takes.
+func (e *experiment) roundTrip(ctx context.Context, from, to end) (scenario.Metric, error) {
+	said, err := e.Nodes.Run(ctx, from.node, strings.Join(append(from.enter, pings+to.address), " "))
+	if err != nil {
+		return scenario.Metric{}, err
+	}
+	_, figures, _ := strings.Cut(string(said.Stdout), "rtt min/avg/max/mdev = ")
+	if fields := strings.Split(figures, "/"); len(fields) == 4 {
+		ms, err := strconv.ParseFloat(fields[1], 64)
+		if err == nil {
+			return scenario.Metric{Name: "round trip", Value: ms, Unit: "ms"}, nil
+		}
+	}
+	return scenario.Metric{}, fmt.Errorf("ping on node %s said %q, where its round trips were expected", from.node, said.Stdout)
 }
 
 func metrics(f Flow) []scenario.Metric {
@@ -232,7 +280,7 @@ func (s *server) complaint() error {
 }
 
 // repetition runs one test: a server, as soon as it listens a client, and then neither is left.
-func (e *experiment) repetition(ctx context.Context, name string, from, to bed.InventoryNode, both bool) (result Result, log string, err error) {
+func (e *experiment) repetition(ctx context.Context, name string, from, to end, both bool) (result Result, log string, err error) {
 	serverAt, clientAt := path.Join(e.dir, name+".server"), path.Join(e.dir, name+".client")
 	length := time.Duration(e.seconds+e.omit) * time.Second
 	serving, cancel := context.WithCancel(ctx)
@@ -240,19 +288,19 @@ func (e *experiment) repetition(ctx context.Context, name string, from, to bed.I
 	s := &server{done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
-		s.said, s.err = e.Nodes.Run(serving, to.Name, e.launch(serverAt, length+3*startUp, "iperf3", "-s", "-1", "-J", "-p", strconv.Itoa(port)))
+		s.said, s.err = e.Nodes.Run(serving, to.node, e.launch(serverAt, length+3*startUp, slices.Concat(to.enter, []string{"iperf3", "-s", "-1", "-J", "-p", strconv.Itoa(port)})))
 	}()
 	var said remote.Result
-	err = e.listening(ctx, to.Name, s)
+	err = e.listening(ctx, to, s)
 	if err == nil {
-		client := []string{"iperf3", "-J", "-c", to.BedAddress, "-p", strconv.Itoa(port), "-t", strconv.Itoa(e.seconds), "-O", strconv.Itoa(e.omit), "-P", strconv.Itoa(e.parallel)}
+		client := slices.Concat(from.enter, []string{"iperf3", "-J", "-c", to.address, "-p", strconv.Itoa(port), "-t", strconv.Itoa(e.seconds), "-O", strconv.Itoa(e.omit), "-P", strconv.Itoa(e.parallel)})
 		if both {
 			client = append(client, "--bidir")
 		}
-		said, err = e.Nodes.Run(ctx, from.Name, e.launch(clientAt, length+startUp, client...))
+		said, err = e.Nodes.Run(ctx, from.node, e.launch(clientAt, length+startUp, client))
 		var exit *remote.ExitError
 		if err != nil && !errors.As(err, &exit) {
-			e.stop(ctx, from.Name, clientAt)
+			e.stop(ctx, from.node, clientAt)
 		}
 	}
 	if len(said.Stdout) > 0 {
@@ -267,11 +315,11 @@ func (e *experiment) repetition(ctx context.Context, name string, from, to bed.I
 		case <-s.done:
 		case <-ctx.Done():
 		case <-time.After(goDown):
-			err = fmt.Errorf("the server on node %s did not end after its test", to.Name)
+			err = fmt.Errorf("the server on node %s did not end after its test", to.node)
 		}
 	}
 	if err != nil || ctx.Err() != nil {
-		e.stop(ctx, to.Name, serverAt)
+		e.stop(ctx, to.node, serverAt)
 		cancel()
 		<-s.done
 	}
@@ -305,11 +353,11 @@ func (e *experiment) fits(r Result, both bool) error {
 }
 
 // listening waits until the node's server listens.
-func (e *experiment) listening(ctx context.Context, node string, s *server) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, startUp, fmt.Errorf("the server on node %s did not listen within %s", node, startUp))
+func (e *experiment) listening(ctx context.Context, at end, s *server) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startUp, fmt.Errorf("the server on node %s did not listen within %s", at.node, startUp))
 	defer cancel()
 	for {
-		r, err := e.Nodes.Run(ctx, node, fmt.Sprintf("ss -Hltn 'sport = :%d'", port))
+		r, err := e.Nodes.Run(ctx, at.node, strings.Join(append(at.enter, fmt.Sprintf("ss -Hltn 'sport = :%d'", port)), " "))
 		if err != nil {
 			return err
 		}
@@ -321,7 +369,7 @@ func (e *experiment) listening(ctx context.Context, node string, s *server) erro
 			if err := s.complaint(); err != nil {
 				return err
 			}
-			return fmt.Errorf("the server on node %s ended before its test", node)
+			return fmt.Errorf("the server on node %s ended before its test", at.node)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(50 * time.Millisecond):
@@ -330,7 +378,7 @@ func (e *experiment) listening(ctx context.Context, node string, s *server) erro
 }
 
 // launch is a shell command that becomes a program, tells its process id for stop, and ends after a time whatever becomes of bed.
-func (e *experiment) launch(at string, limit time.Duration, program ...string) string {
+func (e *experiment) launch(at string, limit time.Duration, program []string) string {
 	words := make([]string, len(program))
 	for i, w := range program {
 		words[i] = remote.Quote(w)

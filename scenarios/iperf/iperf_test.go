@@ -49,11 +49,43 @@ const fakeSS = `#!/bin/sh
 [ ! -e "$FAKE/listening" ] || echo 'LISTEN 0 4096 *:5201 *:*'
 `
 
+const fakePing = `#!/bin/sh
+# A fake of ping.
+[ ! -e "$FAKE/lossy" ] || { echo '10 packets transmitted, 0 received, 100% packet loss'; exit 1; }
+echo 'rtt min/avg/max/mdev = 0.031/0.054/0.090/0.011 ms'
+`
+
+// A pod on the node with the number N is process 100N, and its network is the fake node's.
+const fakeUsernetes = `#!/bin/sh
+# A fake of usernetes.
+echo "$FAKE_NODE usernetes $*" >>"$FAKE/calls"
+[ "$1" = shell ] || exit 0
+cat >"$FAKE/podscript"
+[ ! -e "$FAKE/nopods" ] || { cat "$FAKE/nopods" >&2; exit 1; }
+shift 3
+for host; do echo "$host 127.0.0.1"; done
+`
+
+const fakePgrep = `#!/bin/sh
+# A fake of pgrep.
+echo "${FAKE_NODE#fake-0}00"
+`
+
+const fakeNsenter = `#!/bin/sh
+# A fake of nsenter.
+[ "$1 $2 $3 $4 $5" = "--target ${FAKE_NODE#fake-0}00 --user --preserve-credentials --net" ] || exit 9
+shift 5
+[ "$1" != ss ] || exec "$@"
+echo "$FAKE_NODE enters a pod" >>"$FAKE/calls"
+exec "$@"
+`
+
 func start(t *testing.T, compute int) (*fakebed.Bed, scenarios.Options) {
 	t.Parallel()
 	b := fakebed.Start(t, compute)
 	b.Write(t, "bin/iperf3", fakeIperf3)
 	b.Write(t, "bin/ss", fakeSS)
+	b.Write(t, "bin/ping", fakePing)
 	b.Write(t, "version", "iperf 3.12 (cJSON 1.7.15)\nLinux x\n")
 	for _, name := range []string{"one-way.json", "bidir.json", "refused.json"} {
 		data, err := os.ReadFile(filepath.Join("testdata", name))
@@ -92,9 +124,10 @@ func TestEveryPairBothWays(t *testing.T) {
 	for _, s := range summary.Stats {
 		require.Equal(t, []int{2, 0, 1}, []int{s.N, s.Failed, s.Warmups})
 		all[key{s.Metric, s.Series, s.Parameters["from"], s.Parameters["to"]}] = *s.Median
-		require.Equal(t, map[string]string{"bandwidth": "Gbit/s", "retransmits": ""}[s.Metric], s.Unit)
+		require.Equal(t, map[string]string{"bandwidth": "Gbit/s", "retransmits": "", "round trip": "ms"}[s.Metric], s.Unit)
 	}
-	require.Len(t, all, 2*2*6, "two metrics, two series, six ordered pairs")
+	require.Len(t, all, 2*2*6+6, "two metrics, two series, six ordered pairs, and the round trip of each pair")
+	require.Equal(t, 0.054, all[key{"round trip", "one way", "fake-04", "fake-02"}])
 	require.InDelta(t, 19.275, all[key{"bandwidth", "one way", "fake-04", "fake-02"}], 1e-3)
 	require.InDelta(t, 11.065, all[key{"bandwidth", "both ways", "fake-02", "fake-03"}], 1e-3, "the first of the pair is the client")
 	require.InDelta(t, 10.186, all[key{"bandwidth", "both ways", "fake-03", "fake-02"}], 1e-3)
@@ -109,8 +142,67 @@ func TestOneWayOnly(t *testing.T) {
 	o.Params["bidirectional"], o.Params["nodes"] = "false", "2"
 	_, summary, err := scenarios.Run(t.Context(), o)
 	require.NoError(t, err)
-	require.Len(t, summary.Stats, 4)
+	require.Len(t, summary.Stats, 6)
 	require.NotContains(t, b.Read("calls"), "--bidir")
+}
+
+func withPods(t *testing.T) (*fakebed.Bed, scenarios.Options) {
+	b, o := start(t, 2)
+	b.Write(t, "bin/usernetes", fakeUsernetes)
+	b.Write(t, "bin/pgrep", fakePgrep)
+	b.Write(t, "bin/nsenter", fakeNsenter)
+	b.Inventory.Kubernetes = "usernetes"
+	o.Inventory = b.Inventory
+	o.Params["between"], o.Repeats = "pods", 1
+	return b, o
+}
+
+func TestPodsBesideTheirHosts(t *testing.T) {
+	b, o := withPods(t)
+	_, summary, err := scenarios.Run(t.Context(), o)
+	require.NoError(t, err)
+	nothingLeft(t, b)
+	measured := map[string]int{}
+	for _, s := range summary.Stats {
+		measured[s.Series+" "+s.Metric] += s.N
+	}
+	require.Equal(t, map[string]int{
+		"one way bandwidth": 2, "one way retransmits": 2, "one way round trip": 2, "both ways bandwidth": 2, "both ways retransmits": 2,
+		"one way, pods bandwidth": 2, "one way, pods retransmits": 2, "one way, pods round trip": 2, "both ways, pods bandwidth": 2, "both ways, pods retransmits": 2,
+	}, measured)
+	calls := b.Read("calls")
+	require.Equal(t, 2*3+2, strings.Count(calls, "enters a pod"), "a server and a client for each test, and ping after those of one way")
+	require.Contains(t, calls, "fake-01 usernetes shell bedfellow-iperf-")
+	require.Contains(t, calls, " fake-02 fake-03\n")
+	require.Contains(t, b.Read("podscript"), "kind: Pod")
+	require.True(t, strings.HasSuffix(calls, "fake-01 usernetes kubectl delete namespace bedfellow-iperf --ignore-not-found --wait=false\n"), calls)
+}
+
+func TestPodsThatDoNotRunAreRemoved(t *testing.T) {
+	b, o := withPods(t)
+	b.Write(t, "nopods", "timed out waiting for the condition on pods/on-fake-02\n")
+	_, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, "run pods: on node fake-01")
+	require.ErrorContains(t, err, "timed out waiting for the condition on pods/on-fake-02")
+	require.Contains(t, b.Read("calls"), "delete namespace bedfellow-iperf")
+	nothingLeft(t, b)
+}
+
+func TestPodsNeedKubernetes(t *testing.T) {
+	b, o := start(t, 2)
+	o.Params["between"] = "pods"
+	_, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, "bring it up with -c kubernetes=usernetes")
+	require.Empty(t, b.Read("calls"))
+}
+
+func TestALinkThatLosesPingsFails(t *testing.T) {
+	b, o := start(t, 2)
+	b.Write(t, "lossy", "")
+	o.Params["bidirectional"], o.Repeats = "false", 1
+	_, _, err := scenarios.Run(t.Context(), o)
+	require.ErrorContains(t, err, "100% packet loss")
+	nothingLeft(t, b)
 }
 
 func TestGoesOnAfterAPairThatFails(t *testing.T) {
