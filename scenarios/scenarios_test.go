@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -64,7 +65,7 @@ func TestRunRecordsEverything(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, results.OK, got.Run.Status)
 	require.Equal(t, map[string]string{"x": "2", "y": "2", "z": "1", "steps": "100", "nodes": "2", "ranks": "2", "warmups": "1",
-		"tolerance": "1e-6", "limit": "10m"}, got.Run.Parameters)
+		"tolerance": "1e-6", "limit": "10m", "usernetes": "down"}, got.Run.Parameters)
 	require.Equal(t, map[string]string{"bed": "1.2.3", "slurm": "slurm-wlm 22.05.8", "MPI": "Open MPI 4.1.4", "LAMMPS": "29 Sep 2021",
 		"LAMMPS source": "lammps 20220106-2", "LAMMPS flags": "-O2", "LAMMPS compiler": "c++ 12"}, got.Run.Versions)
 	require.Equal(t, "sha256:feed", got.Run.Digests["image debian-12"])
@@ -89,6 +90,64 @@ func TestRunRecordsEverything(t *testing.T) {
 	require.Equal(t, 18.1907, *summary.Stats[0].Median)
 	require.FileExists(t, filepath.Join(dir, got.Samples[0].Log))
 	require.Contains(t, b.Read("jobs/2/script"), "'srun' '--ntasks=2' '--distribution=block' '--kill-on-bad-exit=1' '--nodes=2'")
+}
+
+// fakeKubernetes is commands that note what they are told.
+func fakeKubernetes(t *testing.T, b *fakebed.Bed) {
+	b.Write(t, "bin/usernetes", "#!/bin/sh\n# A fake of usernetes.\n"+`echo "$FAKE_NODE $*" >>"$FAKE/kubernetes"; [ ! -e "$FAKE/jobs/1" ] || [ "$1" != ready ] || [ ! -e "$FAKE/notready" ]`+"\n")
+	b.Write(t, "bin/docker", "#!/bin/sh\n# A fake of docker.\n"+`echo "$FAKE_NODE docker $*" >>"$FAKE/kubernetes"`+"\n")
+	b.Inventory.Kubernetes = "usernetes"
+}
+
+func TestLAMMPSWithAndWithoutKubernetesInTurn(t *testing.T) {
+	b, o := start(t)
+	fakeKubernetes(t, b)
+	o.Inventory, o.Repeats, o.Params["usernetes"] = b.Inventory, 2, "both"
+	dir, summary, err := Run(t.Context(), o)
+	require.NoError(t, err)
+	nothingLeft(t, b)
+	var order []string
+	got, err := results.Load(dir)
+	require.NoError(t, err)
+	for _, s := range got.Samples {
+		if s.Metric == "loop time" {
+			order = append(order, s.Series)
+		}
+	}
+	require.Equal(t, []string{"bare", "bare+usernetes", "bare", "bare+usernetes", "bare", "bare+usernetes"}, order, "a warm-up and two repetitions")
+	require.Equal(t, []int{2, 1}, []int{summary.Stats[0].N, summary.Stats[0].Warmups})
+	calls := b.Read("kubernetes")
+	for line, times := range map[string]int{
+		"fake-01 down\n": 3, "fake-03 down\n": 3, "fake-03 up\n": 3, "fake-01 init\nfake-01 ready u7s-fake-01 u7s-fake-02 u7s-fake-03\n": 3, "fake-02 dns\n": 3, "docker": 0,
+	} {
+		require.Equal(t, times, strings.Count(calls, line), "%s in\n%s", line, calls)
+	}
+	require.FileExists(t, filepath.Join(dir, "logs/bare+usernetes-2.log"))
+}
+
+func TestLAMMPSBesideKubernetesIsCalledSo(t *testing.T) {
+	b, o := start(t)
+	fakeKubernetes(t, b)
+	o.Inventory, o.Repeats = b.Inventory, 1
+	_, summary, err := Run(t.Context(), o)
+	require.NoError(t, err)
+	require.Equal(t, "bare+usernetes", summary.Stats[0].Series)
+	require.Empty(t, b.Read("kubernetes"), "it is up already")
+}
+
+func TestLAMMPSRestoresKubernetes(t *testing.T) {
+	b, o := start(t)
+	fakeKubernetes(t, b)
+	b.Write(t, "notready", "")
+	o.Inventory, o.Repeats, o.Params["usernetes"] = b.Inventory, 1, "both"
+	_, _, err := Run(t.Context(), o)
+	require.ErrorContains(t, err, "2 of 4 repetitions failed; the first, warmup-1 of bare+usernetes: start Kubernetes: on node fake-01")
+	for _, n := range b.Inventory.Nodes {
+		require.Contains(t, b.Read("kubernetes"), n.Name+" docker start usernetes-node\n")
+	}
+	o.Inventory.Kubernetes = ""
+	_, _, err = Run(t.Context(), o)
+	require.ErrorContains(t, err, "bring it up with -c kubernetes=usernetes")
 }
 
 func TestRunGoesOnAfterAFailedRepetition(t *testing.T) {

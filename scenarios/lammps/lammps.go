@@ -26,6 +26,12 @@ const (
 	input   = "in.reaxff.hns"
 )
 
+// The series: with no Kubernetes at work on the nodes, and with one that has nothing to do.
+const (
+	bare            = "bare"
+	besideUsernetes = "bare+usernetes"
+)
+
 // Scenario runs the HNS example on bare nodes.
 func Scenario() scenario.Scenario {
 	whole := scenario.Whole
@@ -45,6 +51,14 @@ func Scenario() scenario.Scenario {
 			{Name: "warmups", Doc: "repetitions before the measured ones, recorded but not counted", Default: "1", Check: whole(0, 1000)},
 			{Name: "tolerance", Doc: "of the final energy against the first repetition's, relative", Default: "1e-6", Check: scenario.Fraction},
 			{Name: "limit", Doc: "of the time of each repetition", Default: "10m", Check: scenario.Length},
+			{Name: "usernetes", Doc: "what Kubernetes does meanwhile, which has no pods of ours: up, down, or both in turn", Default: "as the bed has it", Check: scenario.OneOf("up", "down", "both"),
+				Derive: func(inv bed.Inventory, _ scenario.Values) string {
+					if inv.Kubernetes != "" {
+						return "up"
+					}
+					return "down"
+				},
+				Fits: usernetesFits},
 		},
 		Run: run,
 	}
@@ -113,10 +127,21 @@ func run(ctx context.Context, env *scenario.Env) error {
 		return fmt.Errorf("prepare LAMMPS: %w", err)
 	}
 	// What ran it is a parameter and not the series, so that reports set the same problem on the same number of ranks side by side.
-	return env.Repeat(ctx, scenario.Series{Name: "bare", Warmups: v.Int("warmups"), Parameters: map[string]string{
-		"cells": fmt.Sprintf("%dx%dx%d", e.want.X, e.want.Y, e.want.Z), "steps": v["steps"], "nodes": v["nodes"], "ranks": v["ranks"],
-		"manager": env.Manager.Name(),
-	}}, e.repetition)
+	var series []scenario.Series
+	for _, name := range map[string][]string{"down": {bare}, "up": {besideUsernetes}, "both": {bare, besideUsernetes}}[v["usernetes"]] {
+		series = append(series, scenario.Series{Name: name, Warmups: v.Int("warmups"), Parameters: map[string]string{
+			"cells": fmt.Sprintf("%dx%dx%d", e.want.X, e.want.Y, e.want.Z), "steps": v["steps"], "nodes": v["nodes"], "ranks": v["ranks"],
+			"manager": env.Manager.Name(),
+		}})
+	}
+	u := newUsernetes(env)
+	defer u.restore(ctx)
+	return env.Interleave(ctx, series, func(ctx context.Context, s scenario.Series, r scenario.Repetition) (scenario.Measured, error) {
+		if err := u.set(ctx, s.Name == besideUsernetes); err != nil {
+			return scenario.Measured{}, err
+		}
+		return e.repetition(ctx, s, r)
+	})
 }
 
 // prepare looks at what LAMMPS is on the nodes, which must be the same on all, and puts the launcher and the input there.
@@ -198,8 +223,12 @@ func withSteps(text string, steps int) (string, error) {
 }
 
 // repetition runs LAMMPS once as a job. Whatever the job left is kept, also when it failed.
-func (e *experiment) repetition(ctx context.Context, r scenario.Repetition) (m scenario.Measured, err error) {
-	at := path.Join(e.dir, r.String())
+func (e *experiment) repetition(ctx context.Context, s scenario.Series, r scenario.Repetition) (m scenario.Measured, err error) {
+	name := r.String() // of its files
+	if s.Name != bare {
+		name = s.Name + "-" + name
+	}
+	at := path.Join(e.dir, name)
 	logFile, ranksPrefix := at+".log", at+".rank"
 	w := e.want
 	command := []string{path.Join(e.dir, "launch"), ranksPrefix, binary, "-in", path.Join(e.dir, input), "-log", logFile, "-nocite",
@@ -219,7 +248,7 @@ func (e *experiment) repetition(ctx context.Context, r scenario.Repetition) (m s
 	// The context may end while this is read, and then the repetition counts as interrupted.
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	job, errKeep := e.keep(ctx, o, r)
+	job, errKeep := e.keep(ctx, o, name)
 	m.Log = job.kept
 	if err := errors.Join(o.Err(), errKeep); err != nil {
 		return m, fmt.Errorf("%w%s", err, job.complaint())
@@ -276,8 +305,8 @@ func (l left) complaint() string {
 }
 
 // keep reads what a job left and puts its logs into the results: LAMMPS' own, or what the job printed where there is none.
-func (e *experiment) keep(ctx context.Context, o wlm.Outcome, r scenario.Repetition) (left, error) {
-	at := path.Join(e.dir, r.String())
+func (e *experiment) keep(ctx context.Context, o wlm.Outcome, name string) (left, error) {
+	at := path.Join(e.dir, name)
 	l := left{ranks: map[string]string{}}
 	cat := func(suffix string) string {
 		return fmt.Sprintf("cat %s%s 2>/dev/null || true", remote.Quote(at), suffix)
@@ -305,7 +334,7 @@ func (e *experiment) keep(ctx context.Context, o wlm.Outcome, r scenario.Repetit
 		if file.text == "" || file.suffix == ".out" && o.State == wlm.Completed && l.log != "" {
 			continue
 		}
-		kept, errLog := e.Record.Log(r.String()+file.suffix, []byte(file.text))
+		kept, errLog := e.Record.Log(name+file.suffix, []byte(file.text))
 		l.kept, err = kept, errors.Join(err, errLog)
 	}
 	return l, err

@@ -108,35 +108,45 @@ func (e *FailedError) Unwrap() error { return e.First }
 // records each at once. One that fails is recorded with its reason, and the rest go on; the result is then a *FailedError. When
 // the context ends, the repetition under way is not recorded.
 func (e *Env) Repeat(ctx context.Context, s Series, measure func(context.Context, Repetition) (Measured, error)) error {
-	failed := &FailedError{Of: s.Warmups + e.Repeats}
-	for i := range failed.Of {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		r, title := Repetition{Number: i + 1, Warmup: true}, fmt.Sprintf("%s %s warm-up %d/%d", e.Scenario, s.Name, i+1, s.Warmups)
-		if i >= s.Warmups {
-			r = Repetition{Number: i + 1 - s.Warmups}
-			title = fmt.Sprintf("%s %s %d/%d", e.Scenario, s.Name, r.Number, e.Repeats)
-		}
-		step := progress.Start(ctx, "%s", title)
-		m, err := measure(ctx, r)
-		if err != nil && ctx.Err() != nil {
-			return step.End(err)
-		}
-		if errRecord := e.record(s, r, m, err); errRecord != nil {
-			return step.End(errRecord)
-		}
-		detail := ""
-		if len(m.Metrics) > 0 {
-			detail = fmt.Sprintf("%s %.6g %s", m.Metrics[0].Name, m.Metrics[0].Value, m.Metrics[0].Unit)
-		}
-		step.EndWith(detail, err)
-		if err != nil {
-			if failed.Failed++; failed.Failed == 1 {
-				failed.Name, failed.First = r.String(), err
-				if m.Log != "" {
-					failed.Log = path.Join(e.Record.Dir(), m.Log)
-				}
+	return e.Interleave(ctx, []Series{s}, func(ctx context.Context, _ Series, r Repetition) (Measured, error) { return measure(ctx, r) })
+}
+
+// Interleave is Repeat for several series in turn, so that what changes on the bed meanwhile changes for all.
+func (e *Env) Interleave(ctx context.Context, series []Series, measure func(context.Context, Series, Repetition) (Measured, error)) error {
+	failed := &FailedError{}
+	most := 0
+	for _, s := range series {
+		failed.Of += s.Warmups + e.Repeats
+		most = max(most, s.Warmups+e.Repeats)
+	}
+	for i := range most {
+		for _, s := range series {
+			if i >= s.Warmups+e.Repeats {
+				continue
+			}
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			r, title := Repetition{Number: i + 1, Warmup: true}, fmt.Sprintf("%s %s warm-up %d/%d", e.Scenario, s.Name, i+1, s.Warmups)
+			if i >= s.Warmups {
+				r = Repetition{Number: i + 1 - s.Warmups}
+				title = fmt.Sprintf("%s %s %d/%d", e.Scenario, s.Name, r.Number, e.Repeats)
+			}
+			step := progress.Start(ctx, "%s", title)
+			m, err := measure(ctx, s, r)
+			if err != nil && ctx.Err() != nil {
+				return step.End(err)
+			}
+			if errRecord := e.record(s, r, m, err); errRecord != nil {
+				return step.End(errRecord)
+			}
+			detail := ""
+			if len(m.Metrics) > 0 {
+				detail = fmt.Sprintf("%s %.6g %s", m.Metrics[0].Name, m.Metrics[0].Value, m.Metrics[0].Unit)
+			}
+			step.EndWith(detail, err)
+			if err != nil {
+				failed.add(s, r, err, e.kept(m.Log), len(series) > 1)
 			}
 		}
 	}
@@ -144,6 +154,25 @@ func (e *Env) Repeat(ctx context.Context, s Series, measure func(context.Context
 		return failed
 	}
 	return nil
+}
+
+// kept is the path of a log, which may be none.
+func (e *Env) kept(log string) string {
+	if log == "" {
+		return ""
+	}
+	return path.Join(e.Record.Dir(), log)
+}
+
+// add counts a repetition that failed, and describes the first.
+func (e *FailedError) add(s Series, r Repetition, reason error, log string, several bool) {
+	if e.Failed++; e.Failed > 1 {
+		return
+	}
+	e.Name, e.First, e.Log = r.String(), reason, log
+	if several {
+		e.Name += " of " + s.Name
+	}
 }
 
 func (e *Env) record(s Series, r Repetition, m Measured, failure error) error {
