@@ -6,7 +6,7 @@ DRIVER ?= nspawn
 limastacks := lima lima-ci star-trek
 # No C compiler is needed.
 export CGO_ENABLED := 0
-# What is built here comes first: tests find limactl by it.
+# What is built here comes first.
 export PATH := $(CURDIR)/bin:$(PATH)
 
 .PHONY: tools quickstart lima test e2e e2e-full soak bench lint destroy schema

@@ -310,7 +310,8 @@ func (b *bakery) keptPrograms() (Artifact, map[string]string, error) {
 
 // golang runs Go's command with the caller's settings, but none that would take another module or compiler in.
 func (b *bakery) golang(ctx context.Context, args ...string) (string, error) {
-	env := append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOOS=linux", "GOTOOLCHAIN=local",
+	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GOGC=") }) // meant for Pulumi's CLI, see stacks/engine
+	env = append(env, "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOOS=linux", "GOTOOLCHAIN=local",
 		"GOTMPDIR="+b.dir) // what a killed one leaves goes with the bake
 	return b.runWith(ctx, env, append([]string{"go"}, args...))
 }

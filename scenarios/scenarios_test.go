@@ -95,7 +95,6 @@ func TestRunRecordsEverything(t *testing.T) {
 // fakeKubernetes is commands that note what they are told.
 func fakeKubernetes(t *testing.T, b *fakebed.Bed) {
 	b.Write(t, "bin/usernetes", "#!/bin/sh\n# A fake of usernetes.\n"+`echo "$FAKE_NODE $*" >>"$FAKE/kubernetes"; [ ! -e "$FAKE/jobs/1" ] || [ "$1" != ready ] || [ ! -e "$FAKE/notready" ]`+"\n")
-	b.Write(t, "bin/docker", "#!/bin/sh\n# A fake of docker.\n"+`echo "$FAKE_NODE docker $*" >>"$FAKE/kubernetes"`+"\n")
 	b.Inventory.Kubernetes = "usernetes"
 }
 
@@ -118,7 +117,7 @@ func TestLAMMPSWithAndWithoutKubernetesInTurn(t *testing.T) {
 	require.Equal(t, []int{2, 1}, []int{summary.Stats[0].N, summary.Stats[0].Warmups})
 	calls := b.Read("kubernetes")
 	for line, times := range map[string]int{
-		"fake-01 down\n": 3, "fake-03 down\n": 3, "fake-03 up\n": 3, "fake-01 init\nfake-01 ready u7s-fake-01 u7s-fake-02 u7s-fake-03\n": 3, "fake-02 dns\n": 3, "docker": 0,
+		"fake-01 down\n": 3, "fake-03 down\n": 3, "fake-03 up\n": 3, "fake-01 init\nfake-01 ready u7s-fake-01 u7s-fake-02 u7s-fake-03\n": 3, "fake-02 dns\n": 3,
 	} {
 		require.Equal(t, times, strings.Count(calls, line), "%s in\n%s", line, calls)
 	}
@@ -132,7 +131,8 @@ func TestLAMMPSBesideKubernetesIsCalledSo(t *testing.T) {
 	_, summary, err := Run(t.Context(), o)
 	require.NoError(t, err)
 	require.Equal(t, "bare+usernetes", summary.Stats[0].Series)
-	require.Empty(t, b.Read("kubernetes"), "it is up already")
+	require.Equal(t, 1, strings.Count(b.Read("kubernetes"), "fake-02 dns"), "that it is up is seen, once")
+	require.NotContains(t, b.Read("kubernetes"), "down")
 }
 
 func TestLAMMPSRestoresKubernetes(t *testing.T) {
@@ -142,12 +142,14 @@ func TestLAMMPSRestoresKubernetes(t *testing.T) {
 	o.Inventory, o.Repeats, o.Params["usernetes"] = b.Inventory, 1, "both"
 	_, _, err := Run(t.Context(), o)
 	require.ErrorContains(t, err, "2 of 4 repetitions failed; the first, warmup-1 of bare+usernetes: start Kubernetes: on node fake-01")
+	_, afterwards, _ := strings.Cut(b.Read("kubernetes"), "ready")
 	for _, n := range b.Inventory.Nodes {
-		require.Contains(t, b.Read("kubernetes"), n.Name+" docker start usernetes-node\n")
+		require.Equal(t, 2, strings.Count(afterwards, n.Name+" down\n"), "before the second repetition on bare nodes, and when all is over")
+		require.Equal(t, 2, strings.Count(afterwards, n.Name+" up\n"))
 	}
 	o.Inventory.Kubernetes = ""
 	_, _, err = Run(t.Context(), o)
-	require.ErrorContains(t, err, "bring it up with -c kubernetes=usernetes")
+	require.ErrorContains(t, err, "-c kubernetes=usernetes asks for")
 }
 
 func TestRunGoesOnAfterAFailedRepetition(t *testing.T) {

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -183,7 +184,7 @@ func AnsibleInventory(inv bed.Inventory) map[string]any {
 	return map[string]any{"all": map[string]any{
 		"vars": map[string]any{
 			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_kubernetes": inv.Kubernetes,
-			"bed_kubernetes_mtu": inv.KubernetesMTU, "bed_user": inv.User,
+			"bed_kubernetes_mtu": cmp.Or(inv.KubernetesMTU, bed.DefaultKubernetesMTU), "bed_user": inv.User,
 		},
 		"children": map[string]any{"control": map[string]any{"hosts": control}, "compute": map[string]any{"hosts": compute}},
 	}}

@@ -79,7 +79,7 @@ func nodesFit(inv bed.Inventory, _ scenario.Values, value string) error {
 
 func podsFit(inv bed.Inventory, _ scenario.Values, value string) error {
 	if value == "pods" && inv.Kubernetes == "" {
-		return fmt.Errorf("bed %s has no Kubernetes; bring it up with -c kubernetes=usernetes", inv.Bed)
+		return fmt.Errorf("bed %s has no Kubernetes, which -c kubernetes=usernetes asks for", inv.Bed)
 	}
 	return nil
 }
@@ -153,7 +153,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 		case errors.As(err, &some):
 			if failed.Failed == 0 {
 				failed.First, failed.Log = some.First, some.Log
-				failed.Name = fmt.Sprintf("%s of %s to %s", some.Name, t.from.node, t.to.node)
+				failed.Name = fmt.Sprintf("%s of %s to %s, %s", some.Name, t.from.node, t.to.node, t.series)
 			}
 			failed.Failed += some.Failed
 		case err != nil:
@@ -219,12 +219,15 @@ func between(from, to end) map[string]string {
 	return map[string]string{"from": from.node, "to": to.node}
 }
 
-// pings are sent as close together as every iputils lets a user.
 const pings = "ping -q -n -c 10 -i 0.2 -w 30 "
 
 // roundTrip asks after a test, with nothing else under way, how long an answer takes.
 func (e *experiment) roundTrip(ctx context.Context, from, to end) (scenario.Metric, error) {
-	said, err := e.Nodes.Run(ctx, from.node, strings.Join(append(from.enter, pings+to.address), " "))
+	as := []string{"sudo", "-n"} // Debian 13's ping is for root, and for whom a sysctl lets
+	if len(from.enter) > 0 {
+		as = from.enter
+	}
+	said, err := e.Nodes.Run(ctx, from.node, strings.Join(append(slices.Clone(as), pings+to.address), " "))
 	if err != nil {
 		return scenario.Metric{}, err
 	}

@@ -60,6 +60,7 @@ const fakeUsernetes = `#!/bin/sh
 # A fake of usernetes.
 echo "$FAKE_NODE usernetes $*" >>"$FAKE/calls"
 [ "$1" = shell ] || exit 0
+if [ $# = 1 ]; then cat >>"$FAKE/calls"; exit; fi
 cat >"$FAKE/podscript"
 [ ! -e "$FAKE/nopods" ] || { cat "$FAKE/nopods" >&2; exit 1; }
 shift 3
@@ -86,6 +87,7 @@ func start(t *testing.T, compute int) (*fakebed.Bed, scenarios.Options) {
 	b.Write(t, "bin/iperf3", fakeIperf3)
 	b.Write(t, "bin/ss", fakeSS)
 	b.Write(t, "bin/ping", fakePing)
+	b.Write(t, "bin/sudo", "#!/bin/sh\n# A fake of sudo.\n[ \"$1\" = -n ] && shift && exec \"$@\"\n")
 	b.Write(t, "version", "iperf 3.12 (cJSON 1.7.15)\nLinux x\n")
 	for _, name := range []string{"one-way.json", "bidir.json", "refused.json"} {
 		data, err := os.ReadFile(filepath.Join("testdata", name))
@@ -175,7 +177,8 @@ func TestPodsBesideTheirHosts(t *testing.T) {
 	require.Contains(t, calls, "fake-01 usernetes shell bedfellow-iperf-")
 	require.Contains(t, calls, " fake-02 fake-03\n")
 	require.Contains(t, b.Read("podscript"), "kind: Pod")
-	require.True(t, strings.HasSuffix(calls, "fake-01 usernetes kubectl delete namespace bedfellow-iperf --ignore-not-found --wait=false\n"), calls)
+	_, removed, _ := strings.Cut(calls, "fake-01 usernetes shell\n")
+	require.Regexp(t, "^pkill -f '\\^sh -s -- bedfellow-iperf-[^ ]+ '; kubectl delete namespace bedfellow-iperf --ignore-not-found --wait=false\n$", removed)
 }
 
 func TestPodsThatDoNotRunAreRemoved(t *testing.T) {
@@ -192,7 +195,7 @@ func TestPodsNeedKubernetes(t *testing.T) {
 	b, o := start(t, 2)
 	o.Params["between"] = "pods"
 	_, _, err := scenarios.Run(t.Context(), o)
-	require.ErrorContains(t, err, "bring it up with -c kubernetes=usernetes")
+	require.ErrorContains(t, err, "-c kubernetes=usernetes asks for")
 	require.Empty(t, b.Read("calls"))
 }
 
@@ -211,7 +214,7 @@ func TestGoesOnAfterAPairThatFails(t *testing.T) {
 	dir, _, err := scenarios.Run(t.Context(), o)
 	var failed *scenario.FailedError
 	require.ErrorAs(t, err, &failed)
-	require.Equal(t, []any{2, 6, "1 of fake-03 to fake-02"}, []any{failed.Failed, failed.Of, failed.Name})
+	require.Equal(t, []any{2, 6, "1 of fake-03 to fake-02, one way"}, []any{failed.Failed, failed.Of, failed.Name})
 	require.ErrorContains(t, err, "Connection refused")
 	require.FileExists(t, failed.Log)
 	nothingLeft(t, b)

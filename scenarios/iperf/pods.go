@@ -36,7 +36,9 @@ func (e *experiment) startPods(ctx context.Context) (pods []end, remove func(), 
 	clear := func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), podsGone)
 		defer cancel()
-		if _, err := e.Nodes.Run(ctx, control, "usernetes kubectl delete namespace bedfellow-iperf --ignore-not-found --wait=false"); err != nil {
+		// A script whose caller was interrupted goes on in the container.
+		script := fmt.Sprintf("pkill -f '^sh -s -- %s '; kubectl delete namespace bedfellow-iperf --ignore-not-found --wait=false\n", mark)
+		if _, err := e.Nodes.Feed(ctx, control, "usernetes shell", []byte(script)); err != nil {
 			_ = e.Note(ctx, "namespace bedfellow-iperf is left in Kubernetes: %v", err)
 		}
 	}

@@ -137,7 +137,11 @@ func run(ctx context.Context, env *scenario.Env) error {
 	u := newUsernetes(env)
 	defer u.restore(ctx)
 	return env.Interleave(ctx, series, func(ctx context.Context, s scenario.Series, r scenario.Repetition) (scenario.Measured, error) {
-		if err := u.set(ctx, s.Name == besideUsernetes); err != nil {
+		want := down
+		if s.Name == besideUsernetes {
+			want = up
+		}
+		if err := u.set(ctx, want); err != nil {
 			return scenario.Measured{}, err
 		}
 		return e.repetition(ctx, s, r)

@@ -7,27 +7,38 @@ import (
 	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 )
 
 const (
 	usernetesUp   = 40 * time.Minute // from its containers' start to its DNS; an emulated machine takes several
-	usernetesDown = 2 * time.Minute
+	usernetesDown = 5 * time.Minute
+	restoring     = 10 * time.Minute // without its being ready
 )
 
 func usernetesFits(inv bed.Inventory, _ scenario.Values, value string) error {
 	if value != "down" && inv.Kubernetes == "" {
-		return fmt.Errorf("bed %s has no Kubernetes; bring it up with -c kubernetes=usernetes", inv.Bed)
+		return fmt.Errorf("bed %s has no Kubernetes, which -c kubernetes=usernetes asks for", inv.Bed)
 	}
 	return nil
 }
 
-// usernetes starts and stops a bed's Kubernetes, which is up to begin with. A bed without has none to stop.
+// usernetes starts and stops a bed's Kubernetes. A bed without has none to stop.
 type usernetes struct {
 	*scenario.Env
 	nodes []string
-	down  bool
+	is    state
 }
+
+// state is what is known of Kubernetes. Not before something was done to the end is anything known.
+type state int
+
+const (
+	unknown state = iota
+	up
+	down
+)
 
 func newUsernetes(env *scenario.Env) *usernetes {
 	u := &usernetes{Env: env}
@@ -40,21 +51,31 @@ func newUsernetes(env *scenario.Env) *usernetes {
 }
 
 // set has Kubernetes up, ready and answering, or down.
-func (u *usernetes) set(ctx context.Context, up bool) error {
-	if len(u.nodes) == 0 || up != u.down {
+func (u *usernetes) set(ctx context.Context, want state) error {
+	if len(u.nodes) == 0 || u.is == want {
 		return nil
 	}
-	if !up {
-		u.down = true
-		ctx, cancel := context.WithTimeoutCause(ctx, usernetesDown, fmt.Errorf("not within %s", usernetesDown))
-		defer cancel()
-		if _, err := u.OnEach(ctx, u.nodes, "usernetes down"); err != nil {
-			return fmt.Errorf("stop Kubernetes: %w", err)
-		}
-		return nil
+	u.is = unknown
+	timeout, what, do := usernetesUp, "start", u.start
+	if want == down {
+		timeout, what, do = usernetesDown, "stop", u.stop
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, usernetesUp, fmt.Errorf("not within %s", usernetesUp))
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not within %s", timeout))
 	defer cancel()
+	if err := do(ctx); err != nil {
+		return fmt.Errorf("%s Kubernetes: %w", what, err)
+	}
+	u.is = want
+	return nil
+}
+
+func (u *usernetes) stop(ctx context.Context) error {
+	_, err := u.OnEach(ctx, u.nodes, "usernetes down")
+	return err
+}
+
+// start does nothing to one that is up but to see that it is.
+func (u *usernetes) start(ctx context.Context) error {
 	_, err := u.OnEach(ctx, u.nodes, "usernetes up")
 	if err == nil {
 		_, err = u.OnEach(ctx, []string{u.Inventory.Control().Name}, "usernetes init && usernetes ready u7s-"+strings.Join(u.nodes, " u7s-"))
@@ -62,21 +83,20 @@ func (u *usernetes) set(ctx context.Context, up bool) error {
 	if err == nil {
 		_, err = u.OnEach(ctx, u.nodes, "usernetes dns")
 	}
-	if err != nil {
-		return fmt.Errorf("start Kubernetes: %w", err)
-	}
-	u.down = false
-	return nil
+	return err
 }
 
-// restore starts what was stopped, also when the context has ended.
+// restore starts what was stopped, also when the context has ended. A stop that was interrupted goes on by itself and would undo a start: the
+// second waits for it.
 func (u *usernetes) restore(ctx context.Context) {
-	if !u.down {
+	if len(u.nodes) == 0 || u.is == up {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), usernetesDown)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoring)
 	defer cancel()
-	if _, err := u.OnEach(ctx, u.nodes, "docker start usernetes-node"); err != nil {
+	step := progress.Start(ctx, "start Kubernetes again")
+	_, err := u.OnEach(ctx, u.nodes, "usernetes down && usernetes up")
+	if step.End(err) != nil {
 		_ = u.Note(ctx, "Kubernetes is left stopped: %v; `usernetes up` on each node starts it", err)
 	}
 }

@@ -115,7 +115,7 @@ func (s Scenario) Resolve(inv bed.Inventory, given map[string]string) (Values, b
 		if p.Fits != nil {
 			if err := p.Fits(inv, v, value); err != nil {
 				problems = append(problems, bed.Problem{Key: p.Name, Value: value, Host: true, Reason: err.Error(),
-					Remedy: "ask for what the bed has, or make it larger with `bed up -c nodes=…` or `-c cpus=…`"})
+					Remedy: "ask for what the bed has, or change it with `bed up -c …`"})
 				continue
 			}
 		}
