@@ -84,7 +84,7 @@ func (d *Driver) Info() provision.Info {
 	defer cancel()
 	if h, err := d.openHost(ctx); err == nil && !h.accel.KVM {
 		info.Emulated = true
-		info.Concurrency = runtime.NumCPU() // each booting guest keeps one busy
+		info.Concurrency = 2 * runtime.NumCPU() // each booting guest keeps one busy, and none is to idle while the last boots
 	}
 	return info
 }
