@@ -188,10 +188,14 @@ func (r Run) write(dir *private) error {
 		"known_hosts":           r.KnownHosts,
 		"ansible.cfg":           []byte(config(dir.path, forks, r.Slow)),
 		"callback/bedfellow.py": callback,
+		"ssh":                   []byte(sshWrapper),
 	} {
 		if err := dir.write(name, content); err != nil {
 			return err
 		}
+	}
+	if err := os.Chmod(dir.file("ssh"), 0o700); err != nil {
+		return err
 	}
 	for _, name := range []string{"cp", "tmp"} {
 		if err := os.Mkdir(dir.file(name), 0o700); err != nil {
@@ -200,6 +204,14 @@ func (r Run) write(dir *private) error {
 	}
 	return os.CopyFS(dir.file("playbooks"), r.Playbooks)
 }
+
+// sshWrapper takes what Ansible still sends to an ssh that has failed. Where ssh ends first, Ansible tells of a broken pipe and loses why.
+const sshWrapper = `#!/bin/sh
+ssh "$@"
+code=$?
+[ $code != 255 ] || timeout 1 cat >/dev/null
+exit $code
+`
 
 // config is Ansible's configuration for a run. Only the host keys that were given are accepted, and no key but the one given,
 // no agent and no configuration of the user's takes part.
@@ -233,6 +245,7 @@ pipelining = True
 transfer_method = piped
 retries = 2
 control_path_dir = %[2]s/cp
+ssh_executable = %[2]s/ssh
 ssh_args = %[3]s
 [connection]
 pipelining = True

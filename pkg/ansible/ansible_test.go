@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -210,13 +212,18 @@ func TestOtherHostKeyIsRefused(t *testing.T) {
 	defer listener.Close()
 	config := &ssh.ServerConfig{NoClientAuth: true}
 	config.AddHostKey(newSigner(t))
+	var entered atomic.Bool
 	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			go func() { _, _, _, _ = ssh.NewServerConn(conn, config) }()
+			go func() {
+				if _, _, _, err := ssh.NewServerConn(conn, config); err == nil {
+					entered.Store(true)
+				}
+			}()
 		}
 	}()
 	port := listener.Addr().(*net.TCPAddr).Port
@@ -230,6 +237,18 @@ func TestOtherHostKeyIsRefused(t *testing.T) {
 	for _, want := range []string{"unreachable", "Host key verification failed", "bed ssh n-01"} {
 		assert.ErrorContains(t, err, want)
 	}
+	assert.False(t, entered.Load(), "whoever has another key was logged in to")
+}
+
+// A fake ssh that is gone before it was given the task, as one that was refused may be: its reason is told all the same.
+func TestAnSSHThatEndsFirstIsHeard(t *testing.T) {
+	bin := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/sh\nexec 0<&-\nsleep 0.3\necho 'Host key verification failed.' >&2\nexit 255\n"), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	run := play(t, "    - ansible.builtin.command: id\n")
+	run.Inventory = map[string]any{"all": map[string]any{"hosts": map[string]any{"n-01": map[string]any{"ansible_host": "127.0.0.1", "ansible_user": "bed"}}}}
+	_, err := run.Do(t.Context())
+	assert.ErrorContains(t, err, "Host key verification failed")
 }
 
 func newSigner(t *testing.T) ssh.Signer {
@@ -254,6 +273,7 @@ func TestChildrenBearTheMark(t *testing.T) {
 		require.ErrorContains(t, err, "unreachable")
 		environ, err := os.ReadFile(filepath.Join(bin, "environ"))
 		require.NoError(t, err)
+		environ = slices.Insert(environ, 0, 0) // the first has no end of another before it
 		assert.Equal(t, mark != "", bytes.Contains(environ, []byte("\x00BEDFELLOW_MARK="+mark+"\x00")))
 		assert.Equal(t, mark != "", bytes.Contains(environ, []byte("BEDFELLOW_MARK")))
 	}
