@@ -1,0 +1,41 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/stacks"
+)
+
+// minKubernetesMemory is what a node of Kubernetes takes with nothing on it yet, and a job's share.
+const minKubernetesMemory = 2 * bed.GiB
+
+// maxKubernetesNodes is how many subnets for a node's pods there are, and for its container: of 256 addresses each in 65536.
+const maxKubernetesNodes = 256
+
+// kubernetesProblems finds what keeps Kubernetes without root from this bed.
+func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
+	var problems bed.Problems
+	if on.Image != bed.VM {
+		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
+			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
+			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=usernetes"})
+	}
+	if n := spec.Size(); n > maxKubernetesNodes {
+		problems = append(problems, bed.Problem{Key: "nodes", Value: fmt.Sprint(n), Reason: fmt.Sprintf("is more than the %d that a cluster has subnets for", maxKubernetesNodes),
+			Remedy: fmt.Sprintf("write -c nodes=%d, or fewer", maxKubernetesNodes)})
+	}
+	for _, n := range spec.Nodes() {
+		if n.Memory < minKubernetesMemory {
+			problems = append(problems, bed.Problem{Key: "memory", Value: n.Memory.String(),
+				Reason: "is too little for node " + n.Name + " to be one of Kubernetes, which takes " + minKubernetesMemory.String(), Remedy: "write -c memory=" + minKubernetesMemory.String()})
+			break
+		}
+	}
+	if _, err := images.ModuleVersion(stacks.KubernetesModule()); err != nil && on.Image == bed.VM {
+		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Reason: err.Error(), Remedy: images.BundleHelp, Host: true})
+	}
+	return problems
+}
