@@ -203,3 +203,20 @@ func TestOthersMayRun(t *testing.T) {
 	assert.False(t, lima.OthersMayRun(program))
 	assert.False(t, lima.OthersMayRun(filepath.Join(dir, "nothing")))
 }
+
+func TestTheLimactlBuiltForUsGoesBeforeTheHosts(t *testing.T) {
+	dir := t.TempDir()
+	ours, hosts := filepath.Join(dir, "bin/limactl"), filepath.Join(dir, "usr/limactl")
+	for _, path := range []string{ours, hosts} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755))
+	}
+	t.Setenv("PATH", filepath.Dir(hosts))
+	found, err := lima.FindLimactl(filepath.Join(dir, "lima"))
+	require.NoError(t, err)
+	assert.Equal(t, ours, found)
+	require.NoError(t, os.Remove(ours))
+	found, err = lima.FindLimactl(filepath.Join(dir, "lima"))
+	require.NoError(t, err)
+	assert.Equal(t, hosts, found)
+}

@@ -50,6 +50,7 @@ func (d *Driver) Said(t *testing.T, home string, args ...string) (said string, c
 
 // What tests look at from outside.
 var (
+	FindLimactl  = findLimactl
 	Arch         = limaArch
 	Render       = render
 	RenderBoot   = renderBoot
