@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -124,7 +125,7 @@ func podsLook(ctx context.Context, env *scenario.Env, names []string) (map[strin
 
 // rootProcesses prints the users of Kubernetes' processes on a host, with "root: " before it if root is one.
 const rootProcesses = `ps -eo uid=,comm= | awk '
-	$2 ~ /^(kube|etcd$|coredns|flanneld|containerd|runc|dockerd|rootlesskit|slirp4netns)/ { n++; if ($1 == 0) root = root " " $2 }
+	$2 ~ /^(kube|etcd$|coredns|flanneld|containerd|runc|dockerd|rootlesskit|slirp4netns|pasta)/ { n++; if ($1 == 0) root = root " " $2 }
 	END { if (n == 0) root = " no process of Kubernetes at all"; print (root ? "root:" root : n " processes, none of root") }'`
 
 const deployment = `
@@ -147,20 +148,25 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 	ctx, cancel := context.WithTimeoutCause(ctx, rebootTimeout, fmt.Errorf("it was not back within %s", rebootTimeout))
 	defer cancel()
 	control := env.Inventory.Control().Name
-	shell := func(script string) (string, error) {
+	shell := func(script, args string) (string, error) {
 		ctx, cancel := context.WithTimeout(ctx, podWait+tryTimeout)
 		defer cancel()
-		r, err := env.Nodes.Feed(ctx, control, "usernetes shell", []byte(script))
+		r, err := env.Nodes.Feed(ctx, control, "usernetes shell "+args, []byte(script))
 		return strings.TrimSpace(string(r.Stdout)), err
 	}
 	const namespace = "kubectl -n default "
-	if _, err := shell(". /etc/kubernetes/bundle.env\n" + namespace + "apply -f - <<DEPLOYMENT" + strings.ReplaceAll(deployment, "@host@", node.Name) + "DEPLOYMENT\n" +
-		namespace + "rollout status deployment/survivor --timeout=10m"); err != nil {
+	restarts, err := shell(". /etc/kubernetes/bundle.env\n"+namespace+"delete deployment survivor --ignore-not-found --cascade=foreground --timeout=5m >&2\n"+namespace+"apply -f - >&2 <<DEPLOYMENT"+strings.ReplaceAll(deployment, "@host@", node.Name)+"DEPLOYMENT\n"+
+		namespace+"rollout status deployment/survivor --timeout=10m >&2 && "+namespace+"get pods -l app=survivor -o jsonpath='{.items[0].status.containerStatuses[0].restartCount}'", "")
+	if err != nil {
 		return "", err
+	}
+	count, err := strconv.Atoi(restarts)
+	if err != nil {
+		return "", fmt.Errorf("how often the Deployment's pod was restarted: %w", err)
 	}
 	defer func() {
 		if ctx.Err() == nil {
-			_, errDelete := shell(namespace + "delete deployment survivor --wait=false")
+			_, errDelete := shell(namespace+"delete deployment survivor --wait=false", "")
 			err = errors.Join(err, errDelete)
 		}
 	}()
@@ -176,13 +182,14 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 		return env.Nodes.Run(ctx, node.Name, command)
 	}
 	_, _ = run("sudo systemctl reboot") // its connection ends as it will
-	// A pod that was running is shown as such until its node is heard of again: one that was started since then is the answer.
-	const restarted = namespace + `get pods -l app=survivor -o jsonpath='{range .items[*]}{.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}{"\n"}{end}'`
+	booted := false
 	for {
-		now, errBoot := run(bootID)
-		if errBoot == nil && string(now.Stdout) != string(before.Stdout) {
-			text, errPods := shell(restarted)
-			if errPods == nil && strings.Contains("\n"+text, "true") && !strings.HasPrefix(text, "0 ") {
+		if !booted {
+			now, errBoot := run(bootID)
+			booted = errBoot == nil && string(now.Stdout) != string(before.Stdout)
+		}
+		if booted {
+			if _, errPods := shell(restarted, fmt.Sprintf("%d %d", count+1, int(podWait.Seconds()))); errPods == nil {
 				return fmt.Sprintf("it is back after %s", time.Since(start).Round(time.Second)), nil
 			}
 		}
@@ -193,3 +200,15 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 		}
 	}
 }
+
+// A pod that was running is shown as such until its node is heard of again: one that was started since then is the answer. One process waits
+// for it a minute at a time, as a kubectl started anew every other second would take what an emulated control plane has.
+const restarted = `
+end=$(($(date +%s) + $2))
+count() { kubectl -n default get pods -l app=survivor -o jsonpath='{.items[0].status.containerStatuses[0].restartCount}'; }
+until { kubectl -n default wait pod -l app=survivor --for=jsonpath='{.status.containerStatuses[0].restartCount}'=$1 --timeout=60s || [ "$(count)" -ge $1 ]; } &&
+	kubectl -n default rollout status deployment/survivor --timeout=60s; do
+	[ "$(date +%s)" -lt "$end" ] || exit 1
+	sleep 5
+done
+`
