@@ -146,6 +146,9 @@ func describe(ctx context.Context, o Options, params scenario.Values, nodes *sce
 		Bed:   results.Bed{Driver: inv.Driver, Image: inv.Image, ImageDigest: inv.ImageDigest, WorkloadManager: manager.Name(), Kubernetes: inv.Kubernetes},
 		Nodes: make([]results.Node, len(inv.Nodes)),
 	}
+	if inv.KubernetesNetwork != nil {
+		run.Bed.KubernetesNetwork = inv.KubernetesNetwork.String()
+	}
 	if run.Spec == nil {
 		if run.Spec, err = json.Marshal(inv); err != nil {
 			return run, err

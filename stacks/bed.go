@@ -1,7 +1,6 @@
 package stacks
 
 import (
-	"cmp"
 	"fmt"
 
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -17,18 +16,18 @@ const User = "bed"
 
 // BedArgs ask for a bed of like machines.
 type BedArgs struct {
-	Name            string            `pulumi:"name"`
-	Driver          string            `pulumi:"driver"`
-	Image           string            `pulumi:"image"`
-	Roles           []string          `pulumi:"roles,optional"`
-	WorkloadManager string            `pulumi:"workloadManager"`
-	Flux            string            `pulumi:"flux,optional"`
-	FluxSettings    *bed.FluxSettings `pulumi:"fluxSettings,optional"`
-	Kubernetes      string            `pulumi:"kubernetes,optional"`
-	KubernetesMTU   int               `pulumi:"kubernetesMTU,optional"`
-	Network         string            `pulumi:"network"`
-	Slow            bool              `pulumi:"slow,optional"`
-	TTL             string            `pulumi:"ttl,optional"`
+	Name              string                 `pulumi:"name"`
+	Driver            string                 `pulumi:"driver"`
+	Image             string                 `pulumi:"image"`
+	Roles             []string               `pulumi:"roles,optional"`
+	WorkloadManager   string                 `pulumi:"workloadManager"`
+	Flux              string                 `pulumi:"flux,optional"`
+	FluxSettings      *bed.FluxSettings      `pulumi:"fluxSettings,optional"`
+	Kubernetes        string                 `pulumi:"kubernetes,optional"`
+	KubernetesNetwork *bed.KubernetesNetwork `pulumi:"kubernetesNetwork,optional"`
+	Network           string                 `pulumi:"network"`
+	Slow              bool                   `pulumi:"slow,optional"`
+	TTL               string                 `pulumi:"ttl,optional"`
 	// State is the URL of the Pulumi state that knows the bed, part of the owner mark; found by itself when empty.
 	State string    `pulumi:"state,optional"`
 	Nodes []BedNode `pulumi:"nodes"`
@@ -70,7 +69,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
 	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
 	a.Describe(&b.Kubernetes, "The Go module that Kubernetes is built from, a directory; empty is a bed without Kubernetes.")
-	a.Describe(&b.KubernetesMTU, "Of the network of Kubernetes' nodes, in bytes; 0 is the most that there can be.")
+	a.Describe(&b.KubernetesNetwork, "Driver and MTU of the network of Kubernetes' nodes; none is slirp4netns with the most that there can be.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -173,7 +172,11 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		inv.FluxMode = "user"
 	}
 	if args.Kubernetes != "" {
-		inv.Kubernetes, inv.KubernetesMTU = "usernetes", cmp.Or(args.KubernetesMTU, bed.DefaultKubernetesMTU)
+		network := bed.DefaultKubernetesNetwork()
+		if args.KubernetesNetwork != nil {
+			network = *args.KubernetesNetwork
+		}
+		inv.Kubernetes, inv.KubernetesNetwork = "usernetes", &network
 	}
 	found := map[string]map[string]any{}
 	for _, machine := range machines {
@@ -209,7 +212,8 @@ func inventoryMap(inv bed.Inventory) map[string]any {
 		"imageDigest": inv.ImageDigest, "workloadManager": inv.WorkloadManager, "user": inv.User, "nodes": nodes,
 	}
 	if inv.Kubernetes != "" {
-		m["kubernetes"], m["kubernetesMTU"] = inv.Kubernetes, inv.KubernetesMTU
+		m["kubernetes"] = inv.Kubernetes
+		m["kubernetesNetwork"] = map[string]any{"driver": inv.KubernetesNetwork.Driver, "mtu": inv.KubernetesNetwork.MTU}
 	}
 	return m
 }

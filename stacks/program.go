@@ -81,7 +81,7 @@ func Args(s bed.Spec, state string) BedArgs {
 		}
 	}
 	if s.Kubernetes == "usernetes" {
-		args.Kubernetes, args.KubernetesMTU = KubernetesModule(), s.KubernetesMTU
+		args.Kubernetes, args.KubernetesNetwork = KubernetesModule(), &s.KubernetesNetwork
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()

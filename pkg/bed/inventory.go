@@ -4,18 +4,18 @@ import "fmt"
 
 // Inventory is a bed that stands: the stack output that scenarios, Ansible and ssh start from. It holds no secret.
 type Inventory struct {
-	Bed             string          `json:"bed" pulumi:"bed"`
-	ID              string          `json:"id" pulumi:"id"` // random, made once per bed; part of the owner mark
-	Driver          string          `json:"driver" pulumi:"driver"`
-	SharedKernel    bool            `json:"sharedKernel" pulumi:"sharedKernel"` // nodes run on the host's kernel
-	Image           string          `json:"image" pulumi:"image"`               // definition
-	ImageDigest     string          `json:"imageDigest" pulumi:"imageDigest"`
-	WorkloadManager string          `json:"workloadManager" pulumi:"workloadManager"`
-	FluxMode        string          `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"`           // user: scenarios start an instance of their own
-	Kubernetes      string          `json:"kubernetes,omitempty" pulumi:"kubernetes,optional"`       // usernetes, or empty without
-	KubernetesMTU   int             `json:"kubernetesMTU,omitempty" pulumi:"kubernetesMTU,optional"` // of the network of its nodes; pods have 50 less
-	User            string          `json:"user" pulumi:"user"`                                      // to log in as; may sudo
-	Nodes           []InventoryNode `json:"nodes" pulumi:"nodes"`
+	Bed               string             `json:"bed" pulumi:"bed"`
+	ID                string             `json:"id" pulumi:"id"` // random, made once per bed; part of the owner mark
+	Driver            string             `json:"driver" pulumi:"driver"`
+	SharedKernel      bool               `json:"sharedKernel" pulumi:"sharedKernel"` // nodes run on the host's kernel
+	Image             string             `json:"image" pulumi:"image"`               // definition
+	ImageDigest       string             `json:"imageDigest" pulumi:"imageDigest"`
+	WorkloadManager   string             `json:"workloadManager" pulumi:"workloadManager"`
+	FluxMode          string             `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"`                   // user: scenarios start an instance of their own
+	Kubernetes        string             `json:"kubernetes,omitempty" pulumi:"kubernetes,optional"`               // usernetes, or empty without
+	KubernetesNetwork *KubernetesNetwork `json:"kubernetesNetwork,omitempty" pulumi:"kubernetesNetwork,optional"` // nil without
+	User              string             `json:"user" pulumi:"user"`                                              // to log in as; may sudo
+	Nodes             []InventoryNode    `json:"nodes" pulumi:"nodes"`
 }
 
 // InventoryNode is one running machine.

@@ -25,7 +25,7 @@ type Known struct {
 func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
-		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.mtu",
+		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.network", "kubernetes.mtu",
 	}
 }
 
@@ -66,7 +66,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or take it back with -c flux=")
 	}
 	s.FluxSettings = p.fluxSettings(s)
-	s.KubernetesMTU = p.kubernetesMTU(s)
+	s.KubernetesNetwork = p.kubernetesNetwork(s)
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d <= 0 {
@@ -111,20 +111,24 @@ func (p *parser) fluxSettings(s Spec) (f FluxSettings) {
 	return f
 }
 
-func (p *parser) kubernetesMTU(s Spec) int {
-	v := p.text("kubernetes.mtu", "")
-	switch {
-	case s.Kubernetes == "none" && v != "":
-		p.problem("kubernetes.mtu", v, "is about Kubernetes, and the bed has none", "write -c kubernetes=usernetes, or take it back with -c kubernetes.mtu=")
-		return 0
-	case s.Kubernetes == "none":
-		return 0
-	case v == "":
-		return DefaultKubernetesMTU
+func (p *parser) kubernetesNetwork(s Spec) (n KubernetesNetwork) {
+	for _, key := range []string{"kubernetes.network", "kubernetes.mtu"} {
+		if v := p.text(key, ""); v != "" && s.Kubernetes == "none" {
+			p.problem(key, v, "is about Kubernetes, and the bed has none", "write -c kubernetes=usernetes, or take it back with -c "+key+"=")
+		}
 	}
-	n, err := strconv.Atoi(v)
-	if err != nil || n < minKubernetesMTU || n > DefaultKubernetesMTU {
-		p.problem("kubernetes.mtu", v, fmt.Sprintf("is not a number of bytes from %d to %d", minKubernetesMTU, DefaultKubernetesMTU), "write such a number; without it it is the most, and what is longer than the wire takes goes in fragments")
+	if s.Kubernetes == "none" {
+		return n
+	}
+	n = DefaultKubernetesNetwork()
+	if p.text("kubernetes.network", "") != "" {
+		n.Driver = p.oneOf("kubernetes.network", "", KubernetesNetworkDrivers())
+	}
+	if v := p.text("kubernetes.mtu", ""); v != "" {
+		var err error
+		if n.MTU, err = strconv.Atoi(v); err != nil || n.MTU < minKubernetesMTU || n.MTU > maxKubernetesMTU {
+			p.problem("kubernetes.mtu", v, fmt.Sprintf("is not a number of bytes from %d to %d", minKubernetesMTU, maxKubernetesMTU), "write such a number, or leave it to the network with -c kubernetes.mtu=")
+		}
 	}
 	return n
 }

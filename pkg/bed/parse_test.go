@@ -53,19 +53,23 @@ func TestParseFluxSettings(t *testing.T) {
 	}
 }
 
-func TestParseKubernetesMTU(t *testing.T) {
+func TestParseKubernetesNetwork(t *testing.T) {
 	s, problems := bed.Parse("k", map[string]string{"kubernetes": "usernetes"}, known())
 	require.NoError(t, problems.Err())
-	assert.Equal(t, bed.DefaultKubernetesMTU, s.KubernetesMTU)
-	s, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.mtu": "1500"}, known())
+	assert.Equal(t, bed.DefaultKubernetesNetwork(), s.KubernetesNetwork)
+	s, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.network": "pasta", "kubernetes.mtu": "1500"}, known())
 	require.NoError(t, problems.Err())
-	assert.Equal(t, 1500, s.KubernetesMTU)
+	assert.Equal(t, bed.KubernetesNetwork{Driver: "pasta", MTU: 1500}, s.KubernetesNetwork)
 	for _, wrong := range []string{"1329", "65521", "jumbo"} {
 		_, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.mtu": wrong}, known())
 		assert.ErrorContains(t, problems.Err(), "1330 to 65520", wrong)
 	}
-	_, problems = bed.Parse("k", map[string]string{"kubernetes.mtu": "1500"}, known())
-	assert.ErrorContains(t, problems.Err(), "write -c kubernetes=usernetes")
+	_, problems = bed.Parse("k", map[string]string{"kubernetes": "usernetes", "kubernetes.network": "past"}, known())
+	assert.ErrorContains(t, problems.Err(), "did you mean pasta?")
+	for key, v := range map[string]string{"kubernetes.network": "pasta", "kubernetes.mtu": "1500"} {
+		_, problems = bed.Parse("k", map[string]string{key: v}, known())
+		assert.ErrorContains(t, problems.Err(), "write -c kubernetes=usernetes", key)
+	}
 }
 
 func TestExitCode(t *testing.T) {

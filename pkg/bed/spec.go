@@ -17,25 +17,44 @@ const (
 
 // Spec is a test bed as asked for. Parse makes one from configuration; a Spec from Parse without problems is valid.
 type Spec struct {
-	Name            string        // of the bed; unique on a host
-	Driver          string        // who makes the machines: nspawn, lima, sim
-	Image           string        // what is on their disks: debian-12
-	WorkloadManager string        // slurm, flux
-	Kubernetes      string        // none, usernetes
-	KubernetesMTU   int           // of the network of its nodes, in bytes; 0 without Kubernetes
-	Network         string        // isolated, or outbound for a route out of the bed
-	Profile         string        // normal, or slow for emulated machines: every time-out is longer
-	Flux            string        // path or URL of a Flux artifact; empty leaves it to the environment or the lock
-	FluxSettings    FluxSettings  // of a system instance
-	TTL             time.Duration // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
-	Pools           []Pool        // in order; the first node of the first pool is the control node
+	Name              string            // of the bed; unique on a host
+	Driver            string            // who makes the machines: nspawn, lima, sim
+	Image             string            // what is on their disks: debian-12
+	WorkloadManager   string            // slurm, flux
+	Kubernetes        string            // none, usernetes
+	KubernetesNetwork KubernetesNetwork // zero without Kubernetes
+	Network           string            // isolated, or outbound for a route out of the bed
+	Profile           string            // normal, or slow for emulated machines: every time-out is longer
+	Flux              string            // path or URL of a Flux artifact; empty leaves it to the environment or the lock
+	FluxSettings      FluxSettings      // of a system instance
+	TTL               time.Duration     // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
+	Pools             []Pool            // in order; the first node of the first pool is the control node
 }
 
-// The MTU of the network in which Kubernetes' nodes are containers. It is no wire's: what is longer than the wire takes is sent in fragments,
-// so the most that fits a UDP datagram is best. The least is IPv6's, and what VXLAN takes of it.
+// KubernetesNetwork is how a node of Kubernetes without root, a container, gets out of its host and packets of its siblings get in.
+type KubernetesNetwork struct {
+	// Driver is RootlessKit's network driver.
+	Driver string `json:"driver" pulumi:"driver"`
+	// MTU is that of the network in which the nodes are containers, in bytes; pods have 50 less, which VXLAN takes.
+	MTU int `json:"mtu" pulumi:"mtu"`
+}
+
+// String says it for people.
+func (n KubernetesNetwork) String() string { return fmt.Sprintf("%s, MTU %d", n.Driver, n.MTU) }
+
+// DefaultKubernetesNetwork is what every distribution has, with an MTU that is no wire's: what is longer than the wire takes is sent in
+// fragments, so the most that fits a UDP datagram is best (docs/network.md).
+func DefaultKubernetesNetwork() KubernetesNetwork {
+	return KubernetesNetwork{Driver: "slirp4netns", MTU: maxKubernetesMTU}
+}
+
+// KubernetesNetworkDrivers are those of RootlessKit by which VXLAN passes.
+func KubernetesNetworkDrivers() []string { return []string{"slirp4netns", "pasta"} }
+
+// The least is IPv6's, and what VXLAN takes of it.
 const (
-	DefaultKubernetesMTU = 65520
-	minKubernetesMTU     = 1280 + 50
+	minKubernetesMTU = 1280 + 50
+	maxKubernetesMTU = 65520
 )
 
 // FluxSettings are choices of a Flux system instance. The zero value is what the role has.

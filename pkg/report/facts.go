@@ -141,6 +141,7 @@ func newFacts(runs []*results.Result, names []string) facts {
 	})
 	add("Workload manager", func(r results.Run) string { return r.Bed.WorkloadManager })
 	add("Kubernetes", func(r results.Run) string { return r.Bed.Kubernetes })
+	add("Kubernetes' network", func(r results.Run) string { return r.Bed.KubernetesNetwork })
 	add("Network", func(r results.Run) string { return r.Bed.Network })
 	add("Image", func(r results.Run) string { return r.Bed.Image })
 	add("Image digest", func(r results.Run) string { return r.Bed.ImageDigest })

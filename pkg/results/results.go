@@ -70,12 +70,13 @@ type Run struct {
 
 // Bed says what kind of bed a run used. Empty fields are not known or do not apply.
 type Bed struct {
-	Driver          string `json:"driver,omitempty"`
-	Image           string `json:"image,omitempty"`
-	ImageDigest     string `json:"imageDigest,omitempty"`
-	WorkloadManager string `json:"workloadManager,omitempty"`
-	Kubernetes      string `json:"kubernetes,omitempty"`
-	Network         string `json:"network,omitempty"`
+	Driver            string `json:"driver,omitempty"`
+	Image             string `json:"image,omitempty"`
+	ImageDigest       string `json:"imageDigest,omitempty"`
+	WorkloadManager   string `json:"workloadManager,omitempty"`
+	Kubernetes        string `json:"kubernetes,omitempty"`
+	KubernetesNetwork string `json:"kubernetesNetwork,omitempty"` // driver and MTU
+	Network           string `json:"network,omitempty"`
 }
 
 // Node is one machine of the bed, as it described itself when the run began.

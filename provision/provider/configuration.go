@@ -2,7 +2,6 @@ package provider
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -181,11 +180,15 @@ func AnsibleInventory(inv bed.Inventory) map[string]any {
 			compute[n.Name] = host
 		}
 	}
+	vars := map[string]any{
+		"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_kubernetes": inv.Kubernetes,
+		"bed_user": inv.User,
+	}
+	if n := inv.KubernetesNetwork; n != nil {
+		vars["bed_kubernetes_network"], vars["bed_kubernetes_mtu"] = n.Driver, n.MTU
+	}
 	return map[string]any{"all": map[string]any{
-		"vars": map[string]any{
-			"bed_name": inv.Bed, "bed_driver": inv.Driver, "bed_shared_kernel": inv.SharedKernel, "bed_workload_manager": inv.WorkloadManager, "bed_kubernetes": inv.Kubernetes,
-			"bed_kubernetes_mtu": cmp.Or(inv.KubernetesMTU, bed.DefaultKubernetesMTU), "bed_user": inv.User,
-		},
+		"vars":     vars,
 		"children": map[string]any{"control": map[string]any{"hosts": control}, "compute": map[string]any{"hosts": compute}},
 	}}
 }

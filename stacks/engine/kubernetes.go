@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
@@ -15,6 +16,9 @@ const minKubernetesMemory = 2 * bed.GiB
 // maxKubernetesNodes is how many subnets for a node's pods there are, and for its container: of 256 addresses each in 65536.
 const maxKubernetesNodes = 256
 
+// rootlessKit2 are the images whose RootlessKit has pasta, which came with its version 2.
+func rootlessKit2() []string { return []string{"debian-13"} }
+
 // kubernetesProblems finds what keeps Kubernetes without root from this bed.
 func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	var problems bed.Problems
@@ -22,6 +26,10 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
 			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
 			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=usernetes"})
+	}
+	if images := rootlessKit2(); spec.KubernetesNetwork.Driver == "pasta" && !slices.Contains(images, spec.Image) {
+		problems = append(problems, bed.Problem{Key: "kubernetes.network", Value: "pasta", Reason: "is a network that the RootlessKit of " + spec.Image + " does not know",
+			Remedy: "write -c image=" + images[0] + ", or -c kubernetes.network=slirp4netns"})
 	}
 	if n := spec.Size(); n > maxKubernetesNodes {
 		problems = append(problems, bed.Problem{Key: "nodes", Value: fmt.Sprint(n), Reason: fmt.Sprintf("is more than the %d that a cluster has subnets for", maxKubernetesNodes),

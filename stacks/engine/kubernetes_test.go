@@ -38,6 +38,14 @@ func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 	assert.Equal(t, "nodes", many[0].Key)
 	assert.Equal(t, 2, many.ExitCode())
 
+	withPasta := spec("2GiB")
+	withPasta.KubernetesNetwork.Driver = "pasta"
+	assert.Empty(t, engine.KubernetesProblems(withPasta, vms))
+	withPasta.Image = "ubuntu-22.04"
+	old := engine.KubernetesProblems(withPasta, vms)
+	require.Len(t, old, 1)
+	assert.ErrorContains(t, old, "-c image=debian-13")
+
 	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
 	require.Len(t, shared, 1)
 	assert.ErrorContains(t, shared, "driver lima")
