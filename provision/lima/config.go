@@ -95,15 +95,19 @@ type (
 //go:embed boot.sh
 var bootScript string
 
-// direct tells whether an image has what its kernel is started with; it boots by firmware otherwise.
-func direct(image string) (cmdline string, ok bool) {
+// direct tells with which command line a machine's kernel is started, if its image has one; it boots by firmware otherwise.
+func direct(m provision.Machine) (cmdline string, ok bool) {
 	for _, name := range []string{bed.KernelFile, bed.InitrdFile} {
-		if _, err := os.Stat(filepath.Join(image, name)); err != nil {
+		if _, err := os.Stat(filepath.Join(m.Image, name)); err != nil {
 			return "", false
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(image, bed.CmdlineFile))
-	return strings.TrimSpace(string(data)), err == nil
+	data, err := os.ReadFile(filepath.Join(m.Image, bed.CmdlineFile))
+	cmdline = strings.TrimSpace(string(data))
+	if m.Slow { // an emulated CPU speculates on nothing, and what guards against that is a sixth of a system call
+		cmdline += " mitigations=off"
+	}
+	return cmdline, err == nil
 }
 
 // render writes the machine's lima.yaml, which holds its private host key.
@@ -113,7 +117,7 @@ func render(m provision.Machine, disk bed.Size) ([]byte, error) {
 		return nil, err
 	}
 	image := imageConfig{Location: filepath.Join(m.Image, bed.DiskFile), Arch: limaArch()}
-	if cmdline, ok := direct(m.Image); ok {
+	if cmdline, ok := direct(m); ok {
 		image.Kernel = &kernelConfig{Location: filepath.Join(m.Image, bed.KernelFile), Cmdline: cmdline}
 		image.Initrd = &fileConfig{Location: filepath.Join(m.Image, bed.InitrdFile)}
 	}

@@ -39,7 +39,11 @@ func TestConfiguration(t *testing.T) {
 	if lima.Arch() != "x86_64" {
 		hosttest.Lacks(t, "the architecture of the golden files, x86_64")
 	}
-	for name, m := range map[string]provision.Machine{"isolated": goldenMachine(t, "isolated", true), "outbound": goldenMachine(t, "outbound", false)} {
+	emulated := goldenMachine(t, "isolated", true)
+	emulated.Slow = true
+	for name, m := range map[string]provision.Machine{
+		"isolated": goldenMachine(t, "isolated", true), "outbound": goldenMachine(t, "outbound", false), "emulated": emulated,
+	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := lima.Render(m, 20*bed.GiB)
 			require.NoError(t, err)

@@ -299,6 +299,12 @@ func (d *Driver) change(ctx context.Context, h host, home string, n nodeRecord, 
 	if err := os.Rename(file, filepath.Join(instance(home, m.Name), "lima.yaml")); err != nil {
 		return err
 	}
+	cmdlinePath := filepath.Join(instance(home, m.Name), cmdlineFile)
+	if cmdline, ok := direct(m); ok && usesQEMU() {
+		if err := errors.Join(os.WriteFile(cmdlinePath, []byte(cmdline), 0o600), h.account.own(cmdlinePath)); err != nil {
+			return err
+		}
+	}
 	return writeNode(home, m.Name, n)
 }
 

@@ -387,6 +387,25 @@ func TestUpdateInPlace(t *testing.T) {
 	h.clean(t)
 }
 
+func TestTheKernelsCommandLine(t *testing.T) {
+	h := newFakeHost(t)
+	m := h.machine(t, 0)
+	_, err := h.driver().Create(t.Context(), m)
+	require.NoError(t, err)
+	read := func() string {
+		data, err := os.ReadFile(filepath.Join(h.home(), m.Name, "kernel.cmdline")) // which QEMU is started with
+		require.NoError(t, err)
+		return string(data)
+	}
+	assert.Equal(t, "console=ttyS0", read())
+	m.Slow = true
+	_, err = h.driver().Update(t.Context(), m)
+	require.NoError(t, err)
+	assert.Equal(t, "console=ttyS0 mitigations=off", read())
+	require.NoError(t, h.driver().Delete(t.Context(), m.Name))
+	h.clean(t)
+}
+
 // An instance that somebody else has in the LIMA_HOME is not touched, by Create or by the bed's end.
 func TestForeignInstance(t *testing.T) {
 	h := newFakeHost(t)

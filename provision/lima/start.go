@@ -103,6 +103,9 @@ func imageSize(image string) (bed.Size, error) {
 	return (size + bed.MiB - 1) / bed.MiB * bed.MiB, nil
 }
 
+// cmdlineFile of an instance is what QEMU gets, whatever lima.yaml says once there is a disk.
+const cmdlineFile = "kernel.cmdline"
+
 // assemble puts the instance together beside those there are, and moves it among them when it is whole: Lima never sees half of one.
 // The disk is an overlay on the image's, placed here because Lima itself would copy the image, at `create` already, and takes no
 // overlay for one.
@@ -125,8 +128,8 @@ func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord
 		if _, err := run(ctx, cmd); err != nil {
 			return fmt.Errorf("make the disk of node %s: %w", m.Name, err)
 		}
-		if cmdline, ok := direct(m.Image); ok {
-			files["kernel.cmdline"] = []byte(cmdline)
+		if cmdline, ok := direct(m); ok {
+			files[cmdlineFile] = []byte(cmdline)
 			links["kernel"], links["initrd"] = filepath.Join(m.Image, bed.KernelFile), filepath.Join(m.Image, bed.InitrdFile)
 		}
 		if err := h.account.own(overlay); err != nil {
