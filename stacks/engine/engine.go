@@ -56,8 +56,13 @@ func (s Standing) Changed() int {
 }
 
 // Check finds everything about the configuration and the host that would keep the bed from being made, all at once.
-func (w *Workspace) Check(ctx context.Context) (bed.Spec, error) {
+func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
 	go w.cli() // a third of a second, which the checks take too
+	defer func() {
+		if err != nil {
+			_, _ = w.cli() // its process does not outlive the command that ends now
+		}
+	}()
 	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
 	d, err := drivers.Open(spec.Driver, drivers.Settings{})
 	if err != nil { // an unknown driver is among the problems
