@@ -32,6 +32,7 @@ test: tools
 
 e2e:
 	@$(MAKE) --no-print-directory tools DRIVER=$(if $(filter $(limastacks),$(STACK)),lima,$(DRIVER))
+	$(if $(filter $(limastacks),$(STACK)),bin/bed bundle)
 	go test -timeout 70m -v ./e2e -args -stack $(STACK)
 
 # Also what CI's time does not hold.

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,16 +12,15 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/results"
 )
 
-// TestKubernetes brings a bed up on which Kubernetes runs without root beside the workload manager, and has it do what it is there for.
+// TestKubernetes brings a bed up on which Kubernetes runs without root beside the workload manager, and has it do what it is there for: on one
+// node, or with -full on two, and on another one besides that comes and goes.
 func TestKubernetes(t *testing.T) {
 	if !strings.HasPrefix(*stackFlag, "lima") {
-		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
-	}
-	if !*fullFlag {
-		t.Skip("CI's time does not hold the bundle's build and two more emulated machines; `make e2e-full STACK=lima-ci` does")
+		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e STACK=lima-ci` has them")
 	}
 	p := newPlace(t, "kubernetes", *stackFlag, "e2e-k8s")
 	module, err := filepath.Abs("../images/kubernetes")
@@ -37,32 +37,127 @@ func TestKubernetes(t *testing.T) {
 	p.fails(t, 2, p.upArgs("kubernetes=minikube"), "kubernetes", "usernetes")
 	same(t, before)
 
-	inv, _ := p.up(t, "nodes=2", "cpus=2", "memory=4GiB", "kubernetes=usernetes")
+	nodes := "nodes=1"
+	if *fullFlag {
+		nodes = "nodes=2"
+	}
+	inv, _ := p.up(t, nodes, "cpus=2", "memory=4GiB", "kubernetes=usernetes")
 	require.Equal(t, "usernetes", inv.Kubernetes)
-	t.Run("again", p.again)
-	t.Run("selftest", func(t *testing.T) {
-		c := p.ok(t, "run", "kubernetes-selftest", "-s", p.stack, "-o", "json")
-		var said struct{ Dir string }
-		require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
-		r, err := results.Load(said.Dir)
-		require.NoError(t, err)
-		found := map[string]int{}
-		for _, s := range r.Samples {
-			assert.Equal(t, results.OK, s.Status, "%s on %s: %s", s.Series, s.Parameters["node"], s.Reason)
-			found[s.Series]++
+	t.Run("kubeconfig", p.kubeconfig)
+	t.Run("selftest", p.kubernetesSelftest)
+	for _, s := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			if !*fullFlag {
+				t.Skip("is for two nodes, and takes a quarter of an hour where they are emulated; `make e2e-full STACK=lima-ci` does it")
+			}
+			s.run(t)
+		})
+	}
+}
+
+func (p place) kubernetesSelftest(t *testing.T) {
+	inv := p.inventory(t)
+	args := []string{"run", "kubernetes-selftest", "-s", p.stack, "-o", "json"}
+	properties := []string{"node is Ready", "pods reach services by name", "pods reach pods", "a pod's CPU is limited", "a pod's port is forwarded", "nothing of Kubernetes runs as root"}
+	if !*fullFlag { // a reboot takes an emulated control plane ten minutes
+		args = append(args, "--param", "reboot=no")
+	}
+	r := p.kept(t, args...)
+	found := map[string]int{}
+	for _, s := range r.Samples {
+		assert.Equal(t, results.OK, s.Status, "%s on %s: %s", s.Series, s.Parameters["node"], s.Reason)
+		found[s.Series]++
+	}
+	for _, property := range properties {
+		assert.Equal(t, len(inv.Nodes), found[property], property)
+	}
+	if *fullFlag {
+		assert.Equal(t, 1, found["a Deployment survives its node's reboot"])
+	}
+}
+
+// kept is what a run has kept.
+func (p place) kept(t *testing.T, args ...string) *results.Result {
+	t.Helper()
+	c := p.ok(t, args...)
+	var said struct{ Dir string }
+	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
+	r, err := results.Load(said.Dir)
+	require.NoError(t, err)
+	return r
+}
+
+func (p place) kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	var bundle images.Image
+	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "bundle", "-o", "json").stdout), &bundle))
+	kubectl := filepath.Join(bundle.Path, "usr/bin/kubectl")
+	return p.ok(t, append([]string{"kubeconfig", "-s", p.stack, "--", kubectl, "--cache-dir", t.TempDir()}, args...)...).stdout
+}
+
+// clusterNodes are the names that the cluster has for the bed's nodes.
+func clusterNodes(inv bed.Inventory) (names []string) {
+	for _, n := range inv.Nodes {
+		names = append(names, "node/u7s-"+n.Name)
+	}
+	return names
+}
+
+// kubeconfig: the cluster answers from the host, its certificate checked, while the tunnel is open and no longer.
+func (p place) kubeconfig(t *testing.T) {
+	assert.ElementsMatch(t, clusterNodes(p.inventory(t)), strings.Fields(p.kubectl(t, "get", "nodes", "-o", "name")))
+	assert.NoFileExists(t, filepath.Join(filepath.Dir(p.keyFile()), "kubeconfig"), "it leads nowhere once the tunnel is gone")
+}
+
+// anotherNode: one more joins the cluster while the others stay as they are, and leaves it again.
+func (p place) anotherNode(t *testing.T) {
+	inv := p.inventory(t)
+	n := len(inv.Nodes)
+	const created = "-o=jsonpath={range .items[*]}{.metadata.name} {.metadata.creationTimestamp}{\"\\n\"}{end}"
+	before := p.kubectl(t, "get", "nodes", created)
+	grown, _ := p.up(t, fmt.Sprintf("nodes=%d", n+1))
+	after := p.kubectl(t, "get", "nodes", created)
+	assert.Contains(t, after, strings.TrimSpace(before), "who was there is not joined again")
+	assert.Contains(t, after, "u7s-"+grown.Nodes[n].Name)
+	p.up(t, fmt.Sprintf("nodes=%d", n))
+	assert.Equal(t, before, p.kubectl(t, "get", "nodes", created))
+}
+
+// pods: bandwidth, retransmits and latency between two nodes, and between pods on them.
+func (p place) pods(t *testing.T) {
+	r := p.kept(t, "run", "iperf", "-s", p.stack, "-n", "1", "--param", "between=pods", "--param", "seconds=2", "-o", "json")
+	seen := map[string]int{}
+	for _, s := range r.Samples {
+		require.Equal(t, results.OK, s.Status, "%s: %s", s.Series, s.Reason)
+		if s.Metric != "retransmits" {
+			assert.Positive(t, s.Value, "%s of %s", s.Metric, s.Series)
 		}
-		for _, property := range []string{"node is Ready", "pods reach services by name", "pods reach pods", "a pod's CPU is limited", "a pod's port is forwarded", "nothing of Kubernetes runs as root"} {
-			assert.Equal(t, len(inv.Nodes), found[property], property)
+		if strings.HasSuffix(s.Series, ", pods") {
+			seen[s.Metric+", pods"]++
+		} else {
+			seen[s.Metric]++
 		}
-	})
-	t.Run("kubeconfig", func(t *testing.T) {
-		var bundle images.Image
-		require.NoError(t, json.Unmarshal([]byte(p.ok(t, "bundle", "-o", "json").stdout), &bundle))
-		kubectl := filepath.Join(bundle.Path, "usr/bin/kubectl")
-		c := p.ok(t, "kubeconfig", "-s", p.stack, "--", kubectl, "get", "nodes", "-o", "name")
-		for _, n := range inv.Nodes {
-			assert.Contains(t, c.stdout, "node/u7s-"+n.Name)
+	}
+	for _, want := range []string{"bandwidth", "bandwidth, pods", "round trip", "round trip, pods", "retransmits", "retransmits, pods"} {
+		assert.Positive(t, seen[want], "%s: %v", want, seen)
+	}
+}
+
+// beside: the same simulation with Kubernetes stopped and idle in turn; it is up again afterwards.
+func (p place) beside(t *testing.T) {
+	r := p.kept(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "1", "--param", "usernetes=both", "-o", "json"}, small...)...)
+	series := map[string]int{}
+	for _, s := range r.Samples {
+		require.Equal(t, results.OK, s.Status, "%s: %s", s.Series, s.Reason)
+		if s.Metric == "loop time" && !s.Warmup {
+			series[s.Series]++
 		}
-		assert.NoFileExists(t, filepath.Join(filepath.Dir(p.keyFile()), "kubeconfig"), "it leads nowhere once the tunnel is gone")
-	})
+	}
+	assert.Equal(t, map[string]int{"bare": 1, "bare+usernetes": 1}, series)
+	p.kubeconfig(t)
 }
