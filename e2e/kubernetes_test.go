@@ -53,7 +53,7 @@ func TestKubernetes(t *testing.T) {
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
-				t.Skip("is for two nodes, and takes a quarter of an hour where they are emulated; `make e2e-full STACK=lima-ci` does it")
+				t.Skip("CI has time for one emulated machine's bring-up and selftest; two take a quarter of an hour to come up, and `make e2e-full STACK=lima-ci` does this on them")
 			}
 			s.run(t)
 		})
@@ -64,7 +64,7 @@ func (p place) kubernetesSelftest(t *testing.T) {
 	inv := p.inventory(t)
 	args := []string{"run", "kubernetes-selftest", "-s", p.stack, "-o", "json"}
 	properties := []string{"node is Ready", "pods reach services by name", "pods reach pods", "a pod's CPU is limited", "a pod's port is forwarded", "nothing of Kubernetes runs as root"}
-	if !*fullFlag { // a reboot takes an emulated control plane ten minutes
+	if !*fullFlag { // an emulated control plane is long in coming back from a reboot
 		args = append(args, "--param", "reboot=no")
 	}
 	r := p.kept(t, args...)

@@ -155,7 +155,7 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 		return strings.TrimSpace(string(r.Stdout)), err
 	}
 	const namespace = "kubectl -n default "
-	restarts, err := shell(". /etc/kubernetes/bundle.env\n"+namespace+"delete deployment survivor --ignore-not-found --cascade=foreground --timeout=5m >&2\n"+namespace+"apply -f - >&2 <<DEPLOYMENT"+strings.ReplaceAll(deployment, "@host@", node.Name)+"DEPLOYMENT\n"+
+	restarts, err := shell(". /etc/kubernetes/bundle.env\n"+namespace+"delete deployment survivor --ignore-not-found --cascade=foreground --timeout=1m >&2\n"+namespace+"apply -f - >&2 <<DEPLOYMENT"+strings.ReplaceAll(deployment, "@host@", node.Name)+"DEPLOYMENT\n"+
 		namespace+"rollout status deployment/survivor --timeout=10m >&2 && "+namespace+"get pods -l app=survivor -o jsonpath='{.items[0].status.containerStatuses[0].restartCount}'", "")
 	if err != nil {
 		return "", err
