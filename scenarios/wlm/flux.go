@@ -135,9 +135,25 @@ func span(r Request) []string {
 	return argv
 }
 
+// fluxBatch goes before a job's own script, which is the first program of a Flux instance on the job's nodes. What runs on each of them does so
+// beside the instance's jobs and takes none of their CPUs.
+const fluxBatch = `#!/bin/sh
+export FLUX_F58_FORCE_ASCII=1
+job_number=$(flux job id --to=dec "$(flux getattr jobid)") job_hosts=$(flux hostlist --expand --delimiter=' ' "$(flux getattr hostlist)")
+each() { flux exec "$@"; }
+ranks() {
+	n=$1
+	shift
+	flux run --nodes=%d --ntasks="$n" --setopt=cpu-affinity=per-task%s "$@"
+}
+`
+
 func (f *flux) Submit(ctx context.Context, job Job) (ID, error) {
 	if err := job.check(); err != nil {
 		return "", err
+	}
+	if job.Script != "" {
+		return f.submitScript(ctx, job)
 	}
 	launch, err := f.launch(ctx, job.Task)
 	if err != nil {
@@ -148,6 +164,23 @@ func (f *flux) Submit(ctx context.Context, job Job) (ID, error) {
 		argv = append(argv, "--error="+job.Error)
 	}
 	return f.submit(ctx, submitted{Request: job.Request, output: job.Output}, nil, append(append(argv, "--"), job.Command...))
+}
+
+// submitScript queues a job whose script runs in a Flux instance of its own on its nodes.
+func (f *flux) submitScript(ctx context.Context, job Job) (ID, error) {
+	pmix, err := f.hasPMIx(ctx)
+	if err != nil {
+		return "", err
+	}
+	option := ""
+	if pmix {
+		option = " --setopt=pmi=simple,pmix"
+	}
+	argv := slices.Concat([]string{"flux", "batch", "--job-name=" + job.Name, fmt.Sprintf("--nslots=%d", job.Nodes), "--output=" + job.Output, "--cwd=" + orRoot(job.Dir)}, span(job.Request))
+	if job.Error != "" {
+		argv = append(argv, "--error="+job.Error)
+	}
+	return f.submit(ctx, submitted{Request: job.Request, output: job.Output}, []byte(fmt.Sprintf(fluxBatch, job.Nodes, option)+exports(job.Env)+job.Script), argv)
 }
 
 func (f *flux) submit(ctx context.Context, job submitted, script []byte, argv []string) (ID, error) {

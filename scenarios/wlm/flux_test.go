@@ -57,6 +57,19 @@ func TestFluxRunsAJob(t *testing.T) {
 	require.Equal(t, "2 nodes with 2 CPUs in all", r.String())
 }
 
+// The fake runs no script; package e2e has Flux itself do it.
+func TestFluxIsGivenAScript(t *testing.T) {
+	b, f := openFlux(t)
+	id, err := f.Submit(t.Context(), scripted("ranks 2 true\n"))
+	require.NoError(t, err)
+	args, script := b.Read("jobs/f1/args"), b.Read("jobs/f1/script")
+	for _, want := range []string{"batch\n", "--nodes=2\n", "--nslots=2\n", "--exclusive\n", "--requires=host:fake-02,fake-03\n", "/tmp/bedfellow-out\n", "--cwd=/\n"} {
+		require.Contains(t, args, want)
+	}
+	require.Regexp(t, `(?s)^#!/bin/sh\n.*\nexport A='a b'\nranks 2 true\n$`, script)
+	require.NoError(t, f.Cancel(t.Context(), id))
+}
+
 func TestFluxStates(t *testing.T) {
 	for name, c := range map[string]struct {
 		say    string

@@ -88,11 +88,39 @@ func (s *slurm) Resources(ctx context.Context) (Resources, error) {
 
 // script is what runs on the first node of a job. It leaves its exit status and times, in nanoseconds since 1970, in the file
 // exit, at once or not at all.
-func script(task Task, nodes int, exit string) []byte {
+func script(job Job, exit string) []byte {
+	run := launch(job.Task, nil, fmt.Sprintf("--nodes=%d", job.Nodes))
+	if job.Script != "" {
+		run = exports(job.Env) + fmt.Sprintf(slurmBatch, job.Nodes, hasPMIx) + "(\n" + job.Script + "\n)"
+	}
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "#!/bin/sh\nstart=$(date +%%s%%N)\n%s\ncode=$?\n", launch(task, nil, fmt.Sprintf("--nodes=%d", nodes)))
+	fmt.Fprintf(&b, "#!/bin/sh\nstart=$(date +%%s%%N)\n%s\ncode=$?\n", run)
 	fmt.Fprintf(&b, "echo \"$code $start $(date +%%s%%N)\" >%[1]s.part && mv %[1]s.part %[1]s\nexit $code\n", remote.Quote(exit))
 	return b.Bytes()
+}
+
+// slurmBatch goes before a job's own script. Steps share CPUs: one that waits in the background would have its own otherwise.
+const slurmBatch = `export SLURM_OVERLAP=1
+job_number=$SLURM_JOB_ID job_hosts=$(scontrol show hostnames)
+each() { srun --nodes=%[1]d --ntasks=%[1]d --ntasks-per-node=1 "$@"; }
+ranks() {
+	n=$1
+	shift
+	if %[2]s; then
+		srun --nodes=%[1]d --ntasks="$n" --distribution=block --kill-on-bad-exit=1 "$@"
+	else
+		mpirun --map-by slot -np "$n" "$@"
+	fi
+}
+`
+
+// exports are shell commands that set an environment.
+func exports(env map[string]string) string {
+	var b strings.Builder
+	for _, k := range slices.Sorted(maps.Keys(env)) {
+		fmt.Fprintf(&b, "export %s=%s\n", k, remote.Quote(env[k]))
+	}
+	return b.String()
 }
 
 // hasPMIx succeeds where Slurm starts MPI ranks by PMIx, which Open MPI takes. Ubuntu 22.04's does not.
@@ -128,7 +156,7 @@ func (s *slurm) Submit(ctx context.Context, job Job) (ID, error) {
 		errFile = job.Output
 	}
 	exit := job.Output + ".exit"
-	return s.submit(ctx, job.Name, job.Dir, job.Output, errFile, submitted{job.Request, job.Output, exit}, script(job.Task, job.Nodes, exit))
+	return s.submit(ctx, job.Name, job.Dir, job.Output, errFile, submitted{job.Request, job.Output, exit}, script(job, exit))
 }
 
 func (s *slurm) submit(ctx context.Context, name, dir, output, errFile string, job submitted, script []byte) (ID, error) {

@@ -89,6 +89,38 @@ func TestSlurmRunsAJob(t *testing.T) {
 	require.ErrorContains(t, o.Err(), "on node fake-02 ended with status")
 }
 
+func scripted(text string) Job {
+	j := job()
+	j.Script, j.Env = text, map[string]string{"A": "a b"}
+	return j
+}
+
+func TestSlurmRunsAScript(t *testing.T) {
+	b, s := open(t)
+	id, err := s.Submit(t.Context(), scripted(`echo "$job_number" $job_hosts "$A"
+echo hello | each sh -c 'echo "$(uname -n) $(cat)"'
+ranks 2 sh -c 'echo $PMI_RANK'
+exit 3`))
+	require.NoError(t, err)
+	o, err := s.Wait(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, []any{Failed, 3}, []any{o.State, o.ExitCode})
+	require.Equal(t, "1 fake-02 fake-03 a b\nfake-02 hello\nfake-03 hello\n0\n1\n", b.Read("nodes/fake-02/tmp/bedfellow-out"))
+
+	b.Write(t, "nopmix", "")
+	id, err = s.Submit(t.Context(), scripted(`ranks 2 sh -c 'echo "$OMPI"'`))
+	require.NoError(t, err)
+	o, err = s.Wait(t.Context(), id)
+	require.NoError(t, err)
+	require.NoError(t, o.Err())
+	require.Equal(t, "yes\nyes\n", b.Read("nodes/fake-02/tmp/bedfellow-out"))
+
+	both := scripted("true")
+	both.Command = []string{"true"}
+	_, err = s.Submit(t.Context(), both)
+	require.ErrorContains(t, err, "a command and a script")
+}
+
 // What slurmctld says of a job, and what becomes of it.
 func TestSlurmStates(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -250,7 +282,7 @@ func TestJobsThatAreNone(t *testing.T) {
 var update = flag.Bool("update", false, "write golden files")
 
 func TestScriptGolden(t *testing.T) {
-	got := script(Task{Command: []string{"lmp", "-v", "x", "it's 2"}, Env: map[string]string{"B": "2", "A": "1 1"}, Ranks: 4}, 2, "/tmp/bed x/1.out.exit")
+	got := script(Job{Task: Task{Command: []string{"lmp", "-v", "x", "it's 2"}, Env: map[string]string{"B": "2", "A": "1 1"}, Ranks: 4}, Request: Request{Nodes: 2}}, "/tmp/bed x/1.out.exit")
 	file := filepath.Join("testdata", "script.golden")
 	if *update {
 		require.NoError(t, os.MkdirAll("testdata", 0o755))

@@ -104,9 +104,18 @@ type Request struct {
 	Patience time.Duration // how long it may pend; 0 is five minutes
 }
 
-// Job is a Task to be queued.
+// Job is a Task, or a Script instead of its Command, to be queued.
 type Job struct {
 	Task
+	// Script is run by sh, once, on the first node, in Dir and with Env. In it are these, whichever the manager:
+	//
+	//	each COMMAND…     runs a command once on every node at the same time, each with the standard input that it is given
+	//	ranks N COMMAND…  runs a command as N MPI ranks over all nodes, each of which runs at least one
+	//	$job_number       the job's, which no other of the bed's has at the same time
+	//	$job_hosts        the nodes' names, the first of which this is
+	//
+	// Commands in the background share the nodes' CPUs with those in front of them. What the job started on its nodes ends with it.
+	Script  string
 	Request // whose Ranks are unused
 	Name    string
 	// Output and Error are files, absolute, on the node Outcome.Host, in a directory that is there on every node. Error may be
@@ -141,6 +150,11 @@ func (t Task) check() error {
 	if len(t.Command) == 0 {
 		errs = append(errs, errors.New("no command"))
 	}
+	return errors.Join(append(errs, t.checkDir())...)
+}
+
+func (t Task) checkDir() error {
+	var errs []error
 	if t.Dir != "" && !path.IsAbs(t.Dir) {
 		errs = append(errs, fmt.Errorf("directory %q is not absolute", t.Dir))
 	}
@@ -149,7 +163,15 @@ func (t Task) check() error {
 
 func (j *Job) check() error {
 	j.Request.Ranks = j.Task.Ranks
-	errs := []error{j.Task.check(), j.Request.check()}
+	errs := []error{j.Request.check()}
+	switch {
+	case j.Script == "":
+		errs = append(errs, j.Task.check())
+	case len(j.Command) > 0:
+		errs = append(errs, errors.New("a command and a script"))
+	default:
+		errs = append(errs, j.checkDir())
+	}
 	if !jobName.MatchString(j.Name) {
 		errs = append(errs, fmt.Errorf("name %q: letters, digits, '.', '_' and '-' are allowed, 64 at most", j.Name))
 	}
