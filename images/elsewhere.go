@@ -41,7 +41,7 @@ func (r recipe) elsewhere() (bool, error) {
 	if r.art.Digest != "" && r.art.pin.Source == "" {
 		return false, fmt.Errorf("%w: the image is baked in a virtual machine, to which %s does not come; give its address with a digest: https://…#sha256:…", ErrNoFlux, r.art.Source)
 	}
-	if r.module != "" {
+	if r.kubernetes != "" {
 		return false, fmt.Errorf("%w: images with Kubernetes are baked by root where mmdebstrap is, and not in a virtual machine yet", ErrNoBundle)
 	}
 	return true, nil

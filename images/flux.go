@@ -22,10 +22,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/bedfellow/bedfellow/pkg/progress"
 )
@@ -323,19 +320,9 @@ func (b *bakery) fluxFromContainer(ctx context.Context, to string) (err error) {
 	defer func() { _ = step.End(err) }()
 	ctx, cancel := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("it was not fetched within %s", fetchTimeout))
 	defer cancel()
-	repository := strings.TrimPrefix(b.art.pin.Source, "docker://")
-	tag, err := name.ParseReference(repository)
+	img, err := pull(ctx, b.art.pin)
 	if err != nil {
 		return err
-	}
-	img, err := remote.Image(tag.Context().Digest(b.art.pin.Digest), remote.WithContext(ctx), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
-	if err != nil {
-		return err
-	}
-	if about, err := img.ConfigFile(); err != nil {
-		return err
-	} else if about.Architecture != runtime.GOARCH {
-		return fmt.Errorf("it is for %s, and this host and its nodes are %s", about.Architecture, runtime.GOARCH)
 	}
 	layers := mutate.Extract(img)
 	defer layers.Close()
@@ -411,6 +398,11 @@ func writeMembers(out io.Writer, files map[string]memberFile) error {
 	return w.Close()
 }
 
+// elfMachine is this host's processor, and its nodes'.
+func elfMachine() elf.Machine {
+	return map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]
+}
+
 // fluxRuns looks whether the tree has every library that a file of the archive needs, and names those that it has not: those of
 // another distribution have other names.
 func (b *bakery) fluxRuns(tree, archive string) error {
@@ -439,7 +431,7 @@ func (b *bakery) fluxRuns(tree, archive string) error {
 		if err != nil {
 			return nil // a script, a page
 		}
-		if want := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH]; f.Machine != want {
+		if f.Machine != elfMachine() {
 			return fmt.Errorf("%s is for another processor, %s", h.Name, f.Machine)
 		}
 		needs, err := f.ImportedLibraries()

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -92,15 +91,9 @@ func TestFluxIsInTheKey(t *testing.T) {
 // An image of Flux in a real registry, on loopback: only what is Flux's is taken, whiteouts of later layers count, and the archive is
 // the same every time.
 func TestFluxIsTakenFromAContainer(t *testing.T) {
-	layer := func(files map[string]string) v1.Layer {
-		data := archive(t, files)
-		l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
-		require.NoError(t, err)
-		return l
-	}
 	img, err := mutate.AppendLayers(empty.Image,
-		layer(map[string]string{"usr/bin/flux": "old", "usr/bin/bash": "bash", "usr/lib/libflux-gone.so": "x", "etc/passwd": "root"}),
-		layer(map[string]string{
+		layerOf(t, map[string]string{"usr/bin/flux": "old", "usr/bin/bash": "bash", "usr/lib/libflux-gone.so": "x", "etc/passwd": "root"}),
+		layerOf(t, map[string]string{
 			"usr/bin/flux": "#!/bin/sh\n", "usr/lib/x86_64-linux-gnu/libflux-core.so.2": "core", "usr/lib/.wh.libflux-gone.so": "",
 			"usr/lib/python3/dist-packages/flux/__init__.py": "", "usr/lib/python3/dist-packages/_flux/_core.so": "", "usr/libexec/flux/flux-imp": "imp",
 			"usr/lib/x86_64-linux-gnu/libreapi_cli.so": "", "etc/flux/security/conf.d/sign.toml": "[sign]", "usr/share/influxdb/x": "",

@@ -83,7 +83,8 @@ type Request struct {
 	// Flux is the artifact of role flux: a path of a tar archive, a .deb or a directory of .debs, an address with a digest, or
 	// FluxPinned. Empty is an image without that role.
 	Flux string
-	// Kubernetes is the Go module of the bundle, a directory. Empty is an image without roles kubernetes and usernetes.
+	// Kubernetes is where the bundle's programs come from: a Go module to build, a directory, or KubernetesPinned. Empty is an image without
+	// roles kubernetes and usernetes.
 	Kubernetes string
 }
 
@@ -93,9 +94,10 @@ type recipe struct {
 	format bed.ImageFormat
 	roles  []string
 	art    fluxArtifact // zero without role flux
-	module string       // of the bundle; empty without Kubernetes
-	// moduleSums are the digests of its files, where an earlier bake found them.
-	moduleSums map[string]string
+	// kubernetes is where the bundle's programs come from, a directory as an absolute path; empty without Kubernetes.
+	kubernetes string
+	// kubernetesSums are the digests of that, where an earlier bake found them.
+	kubernetesSums map[string]string
 }
 
 // resolve checks the request.
@@ -135,10 +137,14 @@ func (r Request) resolve() (recipe, error) {
 		return len(r.Roles) > 0 && !slices.Contains(r.Roles, role)
 	})
 	found := recipe{def: defs[i], format: r.Format, roles: all}
-	if r.Kubernetes != "" {
+	if found.kubernetes = r.Kubernetes; r.Kubernetes != "" && r.Kubernetes != KubernetesPinned {
 		var err error
-		if found.module, err = filepath.Abs(r.Kubernetes); err != nil {
+		if found.kubernetes, err = filepath.Abs(r.Kubernetes); err != nil {
 			return recipe{}, err
+		}
+	} else if r.Kubernetes != "" {
+		if _, err := publishedPins(); err != nil {
+			return recipe{}, fmt.Errorf("image %s: %w", r.Definition, err)
 		}
 	} else if slices.Contains(r.Roles, kubernetesRole) || slices.Contains(r.Roles, usernetesRole) {
 		return recipe{}, fmt.Errorf("image %s: %w; %s", r.Definition, ErrNoBundle, BundleHelp)
@@ -218,7 +224,7 @@ type FluxManifest struct {
 // KubernetesManifest is what is in a bundle.
 type KubernetesManifest struct {
 	Bundle   string            `json:"bundle,omitempty"` // digest of the image whose tree is the node's container; empty for that one
-	Module   map[string]string `json:"module"`           // digests of the Go module's files
+	Module   map[string]string `json:"module"`           // digests of the Go module's files, or of container images by their pins' names
 	Versions map[string]string `json:"versions"`         // by program
 	Images   map[string]string `json:"images"`           // digests of container images, by name
 }

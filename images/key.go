@@ -32,9 +32,9 @@ func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
 	if r.art.Digest != "" {
 		parts = append(parts, r.art.Digest)
 	}
-	sums := r.moduleSums
-	if r.module != "" {
-		if sums, err = moduleFiles(r.module); err != nil {
+	sums := r.kubernetesSums
+	if r.kubernetes != "" {
+		if sums, err = kubernetesSums(r.kubernetes); err != nil {
 			return "", nil, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -27,7 +28,8 @@ import (
 )
 
 // kubernetesRole is baked into the tree of the container that is a Kubernetes node. The tree is an image of its own, the offline
-// bundle: what is on it besides distribution packages is built from the Go module that a Request names.
+// bundle: what is on it besides distribution packages is built from the Go module that a Request names, or taken from what upstream has
+// published of it.
 const kubernetesRole = "kubernetes"
 
 // bundleDefinition is the distribution of the node container, whatever the node's is.
@@ -36,15 +38,50 @@ const bundleDefinition = "debian-13"
 // ErrNoBundle says that there is nothing to build Kubernetes from, or no tool for it.
 var ErrNoBundle = errors.New("no Kubernetes to put on the image")
 
-// KubernetesEnv names the Go module that the bundle is built from.
+// KubernetesEnv names the Go module that the bundle is built from, or is KubernetesPinned.
 const KubernetesEnv = "BEDFELLOW_KUBERNETES"
 
-// BundleHelp says how to name the module that Kubernetes is built from.
-const BundleHelp = "run it in a clone of Bedfellow, whose folder images/kubernetes is the Go module that Kubernetes is built from"
+// BundleHelp says how to name what Kubernetes comes from.
+const BundleHelp = "run it in a clone of Bedfellow, whose folder images/kubernetes is the Go module that Kubernetes is built from; or have it taken from " +
+	"upstream's container images, where those can be reached: " + KubernetesEnv + "=" + KubernetesPinned
 
-// Bundle asks for the tree of the node container, with Kubernetes built from the Go module in that directory.
-func Bundle(module string) Request {
-	return Request{Definition: bundleDefinition, Roles: []string{kubernetesRole}, Kubernetes: module}
+// Bundle asks for the tree of the node container, with Kubernetes from there; see Request.
+func Bundle(kubernetes string) Request {
+	return Request{Definition: bundleDefinition, Roles: []string{kubernetesRole}, Kubernetes: kubernetes}
+}
+
+// kubernetesSums digests what Kubernetes comes from.
+func kubernetesSums(from string) (map[string]string, error) {
+	if from != KubernetesPinned {
+		return moduleFiles(from)
+	}
+	pins, err := publishedPins()
+	if err != nil {
+		return nil, err
+	}
+	sums := map[string]string{}
+	for name, pin := range pins {
+		sums[name] = path.Base(pin.Source) + "@" + pin.Digest // its tag is the version that a node is told
+	}
+	return sums, nil
+}
+
+// CheckKubernetes tells whether there is something to put on nodes, as far as that is known before a bake.
+func CheckKubernetes(from string) error {
+	if from == KubernetesPinned {
+		_, err := publishedPins()
+		return err
+	}
+	data, err := os.ReadFile(filepath.Join(from, "go.mod"))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoBundle, err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == kubernetesModule {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s requires no %s", ErrNoBundle, filepath.Join(from, "go.mod"), kubernetesModule)
 }
 
 // imagePrefix is where the container images would be pulled from, if they were ever pulled.
@@ -124,20 +161,6 @@ func moduleFiles(dir string) (map[string]string, error) {
 	return files, nil
 }
 
-// ModuleVersion reads which Kubernetes a bundle's module builds.
-func ModuleVersion(dir string) (string, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "go.mod"))
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrNoBundle, err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == kubernetesModule {
-			return f[1], nil
-		}
-	}
-	return "", fmt.Errorf("%w: %s requires no %s", ErrNoBundle, filepath.Join(dir, "go.mod"), kubernetesModule)
-}
-
 // kubernetes puts Kubernetes on the node container's tree: its programs, and what runs as containers in containerd's store.
 func (b *bakery) kubernetes(ctx context.Context, tree string) error {
 	a, versions, err := b.programs(ctx)
@@ -165,9 +188,9 @@ func (b *bakery) kubernetes(ctx context.Context, tree string) error {
 	if err := os.Mkdir(archives, 0o755); err != nil {
 		return err
 	}
-	b.m.Kubernetes = &KubernetesManifest{Module: b.moduleSums, Versions: versions, Images: map[string]string{}}
-	if b.module != "" {
-		if b.m.Kubernetes.Module, err = moduleFiles(b.module); err != nil {
+	b.m.Kubernetes = &KubernetesManifest{Module: b.kubernetesSums, Versions: versions, Images: map[string]string{}}
+	if from := b.recipe.kubernetes; from != "" {
+		if b.m.Kubernetes.Module, err = kubernetesSums(from); err != nil {
 			return err
 		}
 	}
@@ -188,12 +211,16 @@ func (b *bakery) kubernetes(ctx context.Context, tree string) error {
 // programs builds the bundle's programs, or finds them built: under the key of the module's files and the compiler. It says which
 // version of what they are. A replay takes what is kept: the module cache that a build needs is not the store's.
 func (b *bakery) programs(ctx context.Context) (Artifact, map[string]string, error) {
-	defer b.stage("build kubernetes")()
 	if b.replay != nil {
 		return b.keptPrograms()
 	}
+	if b.recipe.kubernetes == KubernetesPinned {
+		defer b.stage("fetch kubernetes")()
+		return b.publishedPrograms(ctx)
+	}
+	defer b.stage("build kubernetes")()
 	src := filepath.Join(b.dir, "go")
-	if err := os.CopyFS(src, os.DirFS(b.module)); err != nil {
+	if err := os.CopyFS(src, os.DirFS(b.recipe.kubernetes)); err != nil {
 		return Artifact{}, nil, err
 	}
 	versions, modules := map[string]string{"pause": pauseVersion}, map[string]string{}
@@ -384,8 +411,8 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 			return err
 		}
 		var out bytes.Buffer
-		path := "/usr/local/bin/" + p.name
-		if err := writeMembers(&out, map[string]memberFile{path: {&tar.Header{Typeflag: tar.TypeReg, Mode: 0o755}, data}}); err != nil {
+		at := "/usr/local/bin/" + p.name
+		if err := writeMembers(&out, map[string]memberFile{at: {&tar.Header{Typeflag: tar.TypeReg, Mode: 0o755}, data}}); err != nil {
 			return err
 		}
 		layer, err := tarball.LayerFromReader(&out)
@@ -394,7 +421,7 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 		}
 		var config v1.Config
 		if p.entrypoint {
-			config.Entrypoint = []string{path}
+			config.Entrypoint = []string{at}
 		}
 		layers := []v1.Layer{layer}
 		if p.tree {

@@ -99,7 +99,7 @@ func (b *bakery) nodeArchive(ctx context.Context, bundle Image, dir string) erro
 // bundle finds the bundle that the image's Kubernetes comes from, or builds it. A replay only finds it.
 func (b *bakery) bundle(ctx context.Context) (Image, error) {
 	if b.replay == nil {
-		return b.store.Build(ctx, Bundle(b.module))
+		return b.store.Build(ctx, Bundle(b.recipe.kubernetes))
 	}
 	img, err := b.store.find(ctx, b.replay.Kubernetes.Bundle)
 	if errors.Is(err, ErrNotFound) {

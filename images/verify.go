@@ -117,7 +117,7 @@ func (s *Store) rebake(ctx context.Context, step *progress.Step, img Image) (err
 		b.art = fluxArtifact{Source: f.Source, Digest: f.Digest}
 	}
 	if k := img.Manifest.Kubernetes; k != nil {
-		b.moduleSums = k.Module
+		b.kubernetesSums = k.Module
 	}
 	if err := b.replayable(); err != nil {
 		return err

@@ -68,7 +68,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.WorkloadManager, "slurm or flux")
 	a.Describe(&b.Flux, "Flux for the image: a path, an address with a digest, or pinned for the lock's. Needed where the workload manager is flux.")
 	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
-	a.Describe(&b.Kubernetes, "The Go module that Kubernetes is built from, a directory; empty is a bed without Kubernetes.")
+	a.Describe(&b.Kubernetes, "What Kubernetes comes from: the Go module that it is built from, a directory, or pinned for the lock's container images; empty is a bed without Kubernetes.")
 	a.Describe(&b.KubernetesNetwork, "Driver and MTU of the network of Kubernetes' nodes; none is slirp4netns with the most that there can be.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")

@@ -81,7 +81,7 @@ func Args(s bed.Spec, state string) BedArgs {
 		}
 	}
 	if s.Kubernetes == "usernetes" {
-		args.Kubernetes, args.KubernetesNetwork = KubernetesModule(), &s.KubernetesNetwork
+		args.Kubernetes, args.KubernetesNetwork = KubernetesSource(), &s.KubernetesNetwork
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()
@@ -113,9 +113,9 @@ func FluxOf(configured string) string {
 	return flux
 }
 
-// KubernetesModule is the Go module that Kubernetes is built from: the one that the environment names, as `bed` has it do, or that of the
-// clone in whose folder the program runs.
-func KubernetesModule() string {
+// KubernetesSource is where Kubernetes comes from, see images.Request: what the environment says, as `bed` has it do, or the Go module of
+// the clone in whose folder the program runs.
+func KubernetesSource() string {
 	if dir := os.Getenv(images.KubernetesEnv); dir != "" {
 		return dir
 	}

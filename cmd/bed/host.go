@@ -84,7 +84,7 @@ func (a *app) image() *cobra.Command {
 				request.Definition = args[0]
 			}
 			if kubernetes {
-				request.Kubernetes = stacks.KubernetesModule()
+				request.Kubernetes = stacks.KubernetesSource()
 			}
 			img, err := store.Build(c.Context(), request)
 			if err != nil {

@@ -135,7 +135,7 @@ func writeLima(w *engine.Workspace, s engine.Standing) error {
 		request.Flux = stacks.FluxOf(spec.Flux)
 	}
 	if spec.Kubernetes == "usernetes" {
-		request.Kubernetes = stacks.KubernetesModule()
+		request.Kubernetes = stacks.KubernetesSource()
 	}
 	img, kept, err := store.Get(context.Background(), request)
 	if err != nil {

@@ -49,7 +49,7 @@ func (i *ImageArgs) Annotate(a infer.Annotator) {
 	a.Describe(&i.Format, "tree, a root file system and the default, or vm, a disk that boots with its kernel beside it.")
 	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
 	a.Describe(&i.Flux, "The artifact of role flux: a path, an address with a digest, or pinned for the lock's; none is an image without Flux.")
-	a.Describe(&i.Kubernetes, "The Go module that Kubernetes is built from, a directory; none is an image without Kubernetes.")
+	a.Describe(&i.Kubernetes, "What Kubernetes comes from: the Go module that it is built from, a directory, or pinned for the lock's container images; none is an image without Kubernetes.")
 }
 
 // Annotate describes the outputs in the schema.

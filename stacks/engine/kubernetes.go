@@ -42,7 +42,7 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 			break
 		}
 	}
-	if _, err := images.ModuleVersion(stacks.KubernetesModule()); err != nil && on.Image == bed.VM {
+	if err := images.CheckKubernetes(stacks.KubernetesSource()); err != nil && on.Image == bed.VM {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Reason: err.Error(), Remedy: images.BundleHelp, Host: true})
 	}
 	return problems
