@@ -129,8 +129,8 @@ func (r Request) resolve() (recipe, error) {
 			return r.Format != bed.VM
 		case fluxRole:
 			return r.Flux == ""
-		case kubernetesRole: // of the node container alone
-			return !slices.Contains(r.Roles, kubernetesRole)
+		case kubernetesRole, mlServerRole: // of a container alone
+			return !slices.Contains(r.Roles, role)
 		case usernetesRole:
 			return r.Kubernetes == "" || slices.Contains(r.Roles, kubernetesRole)
 		}
@@ -223,10 +223,11 @@ type FluxManifest struct {
 
 // KubernetesManifest is what is in a bundle.
 type KubernetesManifest struct {
-	Bundle   string            `json:"bundle,omitempty"` // digest of the image whose tree is the node's container; empty for that one
-	Module   map[string]string `json:"module"`           // digests of the Go module's files, or of container images by their pins' names
-	Versions map[string]string `json:"versions"`         // by program
-	Images   map[string]string `json:"images"`           // digests of container images, by name
+	Bundle   string            `json:"bundle,omitempty"`   // digest of the image whose tree is the node's container; empty for that one
+	MLServer string            `json:"mlServer,omitempty"` // digest of the image whose tree is the container of the service in it
+	Module   map[string]string `json:"module"`             // digests of the Go module's files, or of container images by their pins' names
+	Versions map[string]string `json:"versions"`           // by program
+	Images   map[string]string `json:"images"`             // digests of container images, by name
 }
 
 // File is one file of a VM image.

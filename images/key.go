@@ -16,11 +16,11 @@ const bakeVersion = 3
 
 // key is the key of an image's inputs, and the digest of each file that is one of them.
 func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
-	inputs, err := roleFiles(fsys, r.roles, "bake")
+	// What it has in it as containers, and what a role builds, is in the image too.
+	inputs, err := roleFiles(fsys, slices.Concat(r.roles, containedRoles(r.roles)), "bake")
 	if err != nil {
 		return "", nil, err
 	}
-	// What a role builds is in the image too.
 	built, err := roleFiles(fsys, r.roles, "build")
 	if err != nil {
 		return "", nil, err

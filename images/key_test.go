@@ -56,6 +56,26 @@ func TestEveryByteOfAnInputIsInTheKey(t *testing.T) {
 	}
 }
 
+// What is in an image as a container of its own is in its key too.
+func TestAContainersFilesAreInTheKeyOfItsNode(t *testing.T) {
+	files := copyFS(t)
+	key := func(role string) string {
+		k, _, err := recipe{def: Definitions()[1], format: bed.VM, roles: []string{role}}.key(files)
+		require.NoError(t, err)
+		return k
+	}
+	for p, roles := range map[string][]string{
+		"roles/kubernetes/files/entrypoint": {usernetesRole}, "roles/kubernetes/tasks/bake.yml": {usernetesRole}, "roles/ml_server/files/server.py": {usernetesRole, kubernetesRole},
+	} {
+		for _, role := range roles {
+			was, data := key(role), files[p].Data
+			files[p].Data = append(bytes.Clone(data), '#')
+			assert.NotEqual(t, was, key(role), "%s in %s", p, role)
+			files[p].Data = data
+		}
+	}
+}
+
 // Every field of a definition, and the roles, are in the key.
 func TestEveryFieldOfTheDefinitionIsInTheKey(t *testing.T) {
 	key := func(def Definition, roles []string) string {

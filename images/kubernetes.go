@@ -197,6 +197,9 @@ func (b *bakery) kubernetes(ctx context.Context, tree string) error {
 	if err := b.containerImages(ctx, tree, bin, archives); err != nil {
 		return fmt.Errorf("making the container images: %w", err)
 	}
+	if err := b.mlServer(ctx, archives); err != nil {
+		return fmt.Errorf("making the container image of the service: %w", err)
+	}
 	// What kubeadm has to be told, for its own defaults are upstream's names.
 	about := "repository=" + strings.TrimSuffix(imagePrefix, "/") + "\nkubernetes=" + versions["kubeadm"] + "\n"
 	for _, program := range []string{"coredns", "etcd", "flanneld"} {
@@ -387,7 +390,7 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 		if err != nil {
 			return err
 		}
-		config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+		config.Env = []string{containerPath}
 		if img, err = configured(img, config); err != nil {
 			return err
 		}

@@ -25,6 +25,23 @@ const usernetesRole = "usernetes"
 // nodeImage is what the node's container is called in Docker.
 const nodeImage = imagePrefix + "node:1"
 
+// bundle finds the bundle that the image's Kubernetes comes from, or builds it. A replay only finds it.
+func (b *bakery) bundle(ctx context.Context) (Image, error) {
+	if b.replay != nil {
+		return b.kept(ctx, b.replay.Kubernetes.Bundle)
+	}
+	return b.store.Build(ctx, Bundle(b.recipe.kubernetes))
+}
+
+// kept finds the image of a container that a replay has in it.
+func (b *bakery) kept(ctx context.Context, digest string) (Image, error) {
+	img, err := b.store.find(ctx, digest)
+	if errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("%w: the image of a container in it is no longer in the store: %w", ErrCannotRebake, err)
+	}
+	return img, err
+}
+
 // loadNode puts the bundle's tree, as a container image, into the tree's rootless Docker.
 func (b *bakery) loadNode(ctx context.Context, tree string, bundle Image) error {
 	defer b.stage("load the Kubernetes node")()
@@ -35,7 +52,9 @@ func (b *bakery) loadNode(ctx context.Context, tree string, bundle Image) error 
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	if err := b.nodeArchive(ctx, bundle, dir); err != nil {
+	if _, err := b.containerArchive(ctx, bundle, filepath.Join(dir, "node.tar"), nodeImage, v1.Config{
+		Entrypoint: []string{"/usr/local/bin/entrypoint"}, StopSignal: "SIGRTMIN+3", Env: []string{containerPath, "container=docker"},
+	}); err != nil {
 		return err
 	}
 	script, err := fs.ReadFile(playbooks.FS, "roles/"+usernetesRole+"/files/load-node")
@@ -63,47 +82,39 @@ set -- "$@" /bin/sh -euc 'cd "$1"; pivot_root . mnt/host; exec chroot . /bin/sh 
 	return err
 }
 
-// nodeArchive writes the bundle's tree as an image that docker load takes.
-func (b *bakery) nodeArchive(ctx context.Context, bundle Image, dir string) error {
-	layerFile := filepath.Join(dir, "layer.tar")
+// containerPath is where programs are in containers.
+const containerPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// containerArchive writes an image's tree as a container image that docker load and containerd take, and returns that one's digest.
+func (b *bakery) containerArchive(ctx context.Context, from Image, to, called string, config v1.Config) (string, error) {
+	layerFile := filepath.Join(b.dir, "layer.tar")
 	if _, err := b.run(ctx, []string{
-		"tar", "-C", bundle.Path, "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--format=posix",
+		"tar", "-C", from.Path, "--sort=name", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--format=posix",
 		"--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime", "-cf", layerFile, ".",
 	}); err != nil {
-		return err
+		return "", err
 	}
 	layer, err := tarball.LayerFromFile(layerFile, tarball.WithCompressionLevel(gzip.NoCompression))
 	if err != nil {
-		return err
+		return "", err
 	}
 	img, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if img, err = configured(img, v1.Config{
-		Entrypoint: []string{"/usr/local/bin/entrypoint"}, StopSignal: "SIGRTMIN+3",
-		Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=docker"},
-	}); err != nil {
-		return err
+	if img, err = configured(img, config); err != nil {
+		return "", err
 	}
-	tag, err := name.NewTag(nodeImage)
+	digest, err := img.Digest()
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := tarball.WriteToFile(filepath.Join(dir, "node.tar"), tag, img); err != nil {
-		return err
+	tag, err := name.NewTag(called)
+	if err != nil {
+		return "", err
 	}
-	return os.Remove(layerFile)
-}
-
-// bundle finds the bundle that the image's Kubernetes comes from, or builds it. A replay only finds it.
-func (b *bakery) bundle(ctx context.Context) (Image, error) {
-	if b.replay == nil {
-		return b.store.Build(ctx, Bundle(b.recipe.kubernetes))
+	if err := tarball.WriteToFile(to, tag, img); err != nil {
+		return "", err
 	}
-	img, err := b.store.find(ctx, b.replay.Kubernetes.Bundle)
-	if errors.Is(err, ErrNotFound) {
-		err = fmt.Errorf("%w: the bundle of its Kubernetes is no longer in the store: %w", ErrCannotRebake, err)
-	}
-	return img, err
+	return digest.String(), os.Remove(layerFile)
 }

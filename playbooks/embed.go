@@ -22,5 +22,5 @@ var FS embed.FS
 
 // Roles lists the roles an image may have, in the order they are baked.
 func Roles() []string {
-	return []string{"base", "kernel", "mpi", "slurm", "flux", "lammps", "usernetes", "kubernetes"}
+	return []string{"base", "kernel", "mpi", "slurm", "flux", "lammps", "usernetes", "kubernetes", "ml_server"}
 }
