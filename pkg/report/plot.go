@@ -211,14 +211,7 @@ func newFigure(groups []results.Group, stats []results.Stat, labels []string, lo
 func newStrip(g results.Group, st results.Stat, label string, a axis) strip {
 	s := strip{Label: label}
 	s.Middle, s.Counts = notes(st)
-	switch n := len(g.Samples); {
-	case n <= 30:
-		s.Size = "large"
-	case n <= 150:
-		s.Size = "medium"
-	default:
-		s.Size = "small"
-	}
+	s.Size = dotSize(len(g.Samples))
 	height := spread * math.Min(1, math.Sqrt(float64(len(g.Samples))/40)+0.25)
 	for i, sample := range g.Samples {
 		name := fmt.Sprintf("%s, repetition %d", label, sample.Repetition)
@@ -251,6 +244,18 @@ func newStrip(g results.Group, st results.Stat, label string, a axis) strip {
 	}
 	s.Desc = strings.TrimPrefix(s.Middle+", "+s.Counts, ", ")
 	return s
+}
+
+// dotSize is the class of that many dots.
+func dotSize(n int) string {
+	switch {
+	case n <= 30:
+		return "large"
+	case n <= 150:
+		return "medium"
+	default:
+		return "small"
+	}
 }
 
 // jitter spreads neighbours evenly between −1 and 1: the van der Corput sequence, the same on every page.

@@ -57,6 +57,7 @@ type page struct {
 	Legend   legend
 	Figures  []figure
 	Heats    []heat
+	Scatter  *scatter
 	Ratios   *forest
 	Stacks   []stack
 	Table    []tableRow
@@ -110,6 +111,9 @@ func build(runs []*results.Result, opts Options) (*page, error) {
 	looks := assignLooks(summary.Stats, labels)
 	p.Heats = heats(summary.Stats)
 	many := crowded(p.Heats, summary.Stats)
+	if p.Scatter = newScatter(groups, labels, looks); p.Scatter != nil {
+		many[measured], many[predicted] = true, true // a plot of both tells more
+	}
 	p.Figures = figures(groups, summary.Stats, labels, looks, many)
 	for _, f := range p.Figures {
 		p.Legend.Warmup = p.Legend.Warmup || f.Warmup
