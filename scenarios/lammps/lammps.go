@@ -21,8 +21,8 @@ import (
 // Where playbooks/roles/lammps puts things on every node.
 const (
 	home    = "/opt/lammps"
-	binary  = home + "/bin/lmp"
-	example = home + "/examples/reaxff/HNS"
+	Binary  = home + "/bin/lmp"
+	Example = home + "/examples/reaxff/HNS" // the directory to run it in
 	input   = "in.reaxff.hns"
 )
 
@@ -62,6 +62,13 @@ func Scenario() scenario.Scenario {
 		},
 		Run: run,
 	}
+}
+
+func usernetesFits(inv bed.Inventory, _ scenario.Values, value string) error {
+	if value != "down" && inv.Kubernetes == "" {
+		return fmt.Errorf("bed %s has no Kubernetes, which -c kubernetes=usernetes asks for", inv.Bed)
+	}
+	return nil
 }
 
 // on are the nodes a run takes: the first of the compute nodes, always the same.
@@ -134,14 +141,14 @@ func run(ctx context.Context, env *scenario.Env) error {
 			"manager": env.Manager.Name(),
 		}})
 	}
-	u := newUsernetes(env)
-	defer u.restore(ctx)
+	k := scenario.NewKubernetes(env)
+	defer k.Restore(ctx)
 	return env.Interleave(ctx, series, func(ctx context.Context, s scenario.Series, r scenario.Repetition) (scenario.Measured, error) {
-		want := down
+		set := k.Down
 		if s.Name == besideUsernetes {
-			want = up
+			set = k.Up
 		}
-		if err := u.set(ctx, want); err != nil {
+		if err := set(ctx); err != nil {
 			return scenario.Measured{}, err
 		}
 		return e.repetition(ctx, s, r)
@@ -152,7 +159,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 func (e *experiment) prepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	sums, err := e.OnEach(ctx, e.nodes, fmt.Sprintf("cd %s && sha256sum * && cd %s && sha256sum %s && nproc", example, path.Dir(binary), path.Base(binary)))
+	sums, err := e.OnEach(ctx, e.nodes, fmt.Sprintf("cd %s && sha256sum * && cd %s && sha256sum %s && nproc", Example, path.Dir(Binary), path.Base(Binary)))
 	if err != nil {
 		return fmt.Errorf("%w; `bed up` with an image that has the role lammps puts it there", err)
 	}
@@ -177,13 +184,9 @@ func (e *experiment) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	original, err := e.Nodes.Run(ctx, e.nodes[0], "cat "+path.Join(example, input))
+	text, err := Input(ctx, e.Env, e.nodes[0], e.want.Steps)
 	if err != nil {
 		return err
-	}
-	text, err := withSteps(string(original.Stdout), e.want.Steps)
-	if err != nil {
-		return fmt.Errorf("%s on node %s: %w", path.Join(example, input), e.nodes[0], err)
 	}
 	if _, err := e.Record.Log(input, []byte(text)); err != nil {
 		return err
@@ -218,6 +221,19 @@ func versions(to map[string]string, text string) {
 
 var runCommand = regexp.MustCompile(`(?m)^[ \t]*run[ \t]+\S+[ \t]*$`)
 
+// Input is a node's input of the example, for that many steps. Its variables x, y and z are numbers of cells.
+func Input(ctx context.Context, env *scenario.Env, node string, steps int) (string, error) {
+	original, err := env.Nodes.Run(ctx, node, "cat "+path.Join(Example, input))
+	if err != nil {
+		return "", fmt.Errorf("%w; `bed up` with an image that has the role lammps puts it there", err)
+	}
+	text, err := withSteps(string(original.Stdout), steps)
+	if err != nil {
+		return "", fmt.Errorf("%s on node %s: %w", path.Join(Example, input), node, err)
+	}
+	return text, nil
+}
+
 // withSteps sets the number of steps of an input, which must have one run command.
 func withSteps(text string, steps int) (string, error) {
 	if n := len(runCommand.FindAllString(text, -1)); n != 1 {
@@ -235,11 +251,11 @@ func (e *experiment) repetition(ctx context.Context, s scenario.Series, r scenar
 	at := path.Join(e.dir, name)
 	logFile, ranksPrefix := at+".log", at+".rank"
 	w := e.want
-	command := []string{path.Join(e.dir, "launch"), ranksPrefix, binary, "-in", path.Join(e.dir, input), "-log", logFile, "-nocite",
+	command := []string{path.Join(e.dir, "launch"), ranksPrefix, Binary, "-in", path.Join(e.dir, input), "-log", logFile, "-nocite",
 		"-v", "x", strconv.Itoa(w.X), "-v", "y", strconv.Itoa(w.Y), "-v", "z", strconv.Itoa(w.Z)}
 	id, err := e.Manager.Submit(ctx, wlm.Job{
 		Name: "lammps-" + r.String(), Output: at + ".out", Error: at + ".err",
-		Task:    wlm.Task{Command: command, Dir: example, Ranks: e.ranks},
+		Task:    wlm.Task{Command: command, Dir: Example, Ranks: e.ranks},
 		Request: wlm.Request{On: e.nodes, Limit: e.Params.Duration("limit")},
 	})
 	if err != nil {
