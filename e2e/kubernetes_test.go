@@ -45,11 +45,14 @@ func TestKubernetes(t *testing.T) {
 	require.Equal(t, "usernetes", inv.Kubernetes)
 	t.Run("kubeconfig", p.kubeconfig)
 	t.Run("selftest", p.kubernetesSelftest)
+	t.Run("workflow", p.workflow)
+	t.Run("job killed", p.killed)
+	t.Run("its own again", p.ownAgain)
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
-		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
+		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside}, {"faults", p.workflowFaults}, {"endings", p.endings},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {

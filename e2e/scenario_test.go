@@ -158,6 +158,7 @@ func (p place) manager(t *testing.T) {
 	m := p.open(t, inv)
 	node := inv.Compute()[0].Name
 	p.attach(t, inv, m)
+	p.script(t, inv, m)
 	p.burst(t, inv, m)
 	usable := func() (bool, string) {
 		have, err := m.Resources(t.Context())
@@ -254,6 +255,46 @@ func (p place) attach(t *testing.T, inv bed.Inventory, m wlm.Manager) {
 	require.NoError(t, o.Err())
 	require.ErrorContains(t, m.Attach(ctx, id, io.Discard), "was waited for already")
 	p.must(t, inv, node, "rm "+dir+".out*")
+}
+
+// script: a job that is a script runs commands on each of its nodes, with what it feeds them, and MPI ranks over all, beside one that waits.
+func (p place) script(t *testing.T, inv bed.Inventory, m wlm.Manager) {
+	var on []string
+	ranks := 0
+	for _, n := range inv.Compute() {
+		on, ranks = append(on, n.Name), ranks+n.CPUs
+	}
+	file := "/tmp/bedfellow-script-" + rand.Text()[:8]
+	ctx, cancel := context.WithTimeout(t.Context(), p.patience(2*time.Minute))
+	defer cancel()
+	id, err := m.Submit(ctx, wlm.Job{
+		Name: "script", Task: wlm.Task{Ranks: ranks, Env: map[string]string{"WORD": "it's"}}, Request: wlm.Request{On: on, Limit: p.patience(2 * time.Minute)}, Output: file,
+		Script: fmt.Sprintf(`each sleep 286 </dev/null &
+echo "hosts" $job_hosts; [ "$job_number" -gt 0 ] && echo "$WORD"
+echo fed | each sh -c 'echo "$(uname -n) is $(cat)"' | sort
+ranks %d sh -c 'echo rank' </dev/null | wc -l
+exit 5`, ranks),
+	})
+	require.NoError(t, err)
+	o, err := m.Wait(ctx, id)
+	require.NoError(t, err)
+	host := slices.IndexFunc(inv.Nodes, func(n bed.InventoryNode) bool { return n.Name == o.Host })
+	require.GreaterOrEqual(t, host, 0)
+	want := "hosts " + strings.Join(on, " ") + "\nit's\n"
+	for _, name := range on {
+		want += name + " is fed\n"
+	}
+	assert.Equal(t, want+fmt.Sprint(ranks), p.must(t, inv, host, "cat "+file))
+	assert.Equal(t, []any{wlm.Failed, 5}, []any{o.State, o.ExitCode})
+	eventually(t, "the end of what the job had in the background", p.patience(10*time.Second), func() error {
+		for i, n := range inv.Nodes {
+			if left := p.must(t, inv, i, "pgrep -fa 'slee[p] 286' || true"); left != "" {
+				return fmt.Errorf("node %s has %s", n.Name, left)
+			}
+		}
+		return nil
+	})
+	p.must(t, inv, host, "rm "+file+"*")
 }
 
 type writerFunc func([]byte) (int, error)

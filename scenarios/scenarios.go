@@ -18,13 +18,16 @@ import (
 	"github.com/bedfellow/bedfellow/scenarios/lammps"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/scenarios/selftest"
+	"github.com/bedfellow/bedfellow/scenarios/sidebyside"
 	"github.com/bedfellow/bedfellow/scenarios/throughput"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
+	"github.com/bedfellow/bedfellow/scenarios/workflow"
 )
 
 // All lists the scenarios there are.
 func All() []scenario.Scenario {
-	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), throughput.Scenario(), selftest.Scenario(), selftest.FluxScenario(), selftest.KubernetesScenario()}
+	return []scenario.Scenario{lammps.Scenario(), iperf.Scenario(), throughput.Scenario(), selftest.Scenario(), selftest.FluxScenario(), selftest.KubernetesScenario(),
+		sidebyside.Scenario(), workflow.Scenario()}
 }
 
 // Find returns the scenario of that name.

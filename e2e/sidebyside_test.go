@@ -1,0 +1,99 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/scenarios/sidebyside"
+)
+
+// workflow: a batch job brings a Kubernetes of its own up, has its service learn from simulations on the same nodes and predict others, and takes
+// all of it down. The scenario itself holds what the service says it has learned against what was simulated, and looks whether anything is left.
+func (p place) workflow(t *testing.T) {
+	train, test, y, z := 3, 2, 1, 1 // emulated, a simulation beside Kubernetes takes a quarter of a minute for each cell
+	if *fullFlag {
+		train, test, y, z = 12, 4, 2, 2
+	}
+	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=10", "--param", "limit=2h"}
+	for name, n := range map[string]int{"train": train, "test": test, "x": 2, "y": y, "z": z} {
+		args = append(args, "--param", fmt.Sprintf("%s=%d", name, n))
+	}
+	r := p.kept(t, args...)
+	require.Equal(t, results.OK, r.Run.Status)
+	count := map[string]int{}
+	for _, s := range r.Samples {
+		require.Equal(t, results.OK, s.Status, "%s: %s", s.Series, s.Reason)
+		count[s.Series+", "+s.Metric]++
+	}
+	for want, n := range map[string]int{
+		"training, simulation": train, "training, learn latency": train, "hold-out, simulation": test, "hold-out, predict latency": test, "job, set-up": 1, "job, teardown": 1,
+	} {
+		assert.Equal(t, n, count[want], want)
+	}
+	for _, model := range []string{"linear", "bayesian", "passive-aggressive", "linear+product", "bayesian+product", "passive-aggressive+product"} {
+		assert.Equal(t, test, count[model+", predicted"], model)
+		assert.Equal(t, 1, count[model+", RMSE"], model)
+	}
+	assert.NotEmpty(t, r.Run.Versions["service scikit-learn"])
+}
+
+// ownAgain: the bed's own Kubernetes, which was stopped for the jobs, is started again, and comes back as it was.
+func (p place) ownAgain(t *testing.T) {
+	inv := p.inventory(t)
+	eventually(t, "the bed's own Kubernetes", p.patience(5*time.Minute), func() error {
+		_, err := p.on(t, inv, 0, "usernetes init && usernetes dns")
+		return err
+	})
+	p.kubeconfig(t)
+}
+
+// workflowFaults: what its service runs on fails under a workflow that goes on. No point is lost and none counted twice: the scenario looks.
+func (p place) workflowFaults(t *testing.T) {
+	inv := p.inventory(t)
+	first := slices.IndexFunc(inv.Nodes, func(n bed.InventoryNode) bool { return n.Name == inv.Compute()[0].Name })
+	for name, fault := range map[string]string{
+		"pod deleted":                         "usernetes kubectl delete pod -l app=ml-server --wait=false",
+		"control plane's container restarted": "docker restart -t 5 usernetes-$USERNETES_INSTANCE",
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=12", "--param", "test=4",
+				"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h")
+			eventually(t, "the third simulation", p.patience(5*time.Minute), func() error {
+				if c := run.sofar(-1); !strings.Contains(c.stderr, "3 of 16 simulations") {
+					return errors.New("it is not there yet")
+				}
+				return nil
+			})
+			p.must(t, inv, first, `export USERNETES_INSTANCE=$(usernetes instances); `+fault)
+			c := run.wait(t)
+			require.Zero(t, c.code, "%s", c)
+		})
+	}
+}
+
+// killed: every process of such a job is killed while it sets Kubernetes up, and its nodes take down what there was.
+func (p place) killed(t *testing.T) { p.ends(t, sidebyside.Killed, "control-plane") }
+
+// endings: the same, in all ways a job can end before its time, in each of its phases.
+func (p place) endings(t *testing.T) {
+	for _, at := range sidebyside.Phases {
+		t.Run("cancelled at "+at, func(t *testing.T) { p.ends(t, sidebyside.Cancelled, at) })
+	}
+	t.Run("killed", func(t *testing.T) { p.ends(t, sidebyside.Killed, "points") })
+	t.Run("failed", func(t *testing.T) { p.ends(t, sidebyside.Failed, "service") })
+	t.Run("out of time", func(t *testing.T) { p.ends(t, sidebyside.TimedOut, "holding", "--param", "limit=1m") })
+}
+
+func (p place) ends(t *testing.T, how sidebyside.Ending, at string, args ...string) {
+	r := p.kept(t, append([]string{"run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "ending=" + string(how), "--param", "at=" + at}, args...)...)
+	assert.Equal(t, results.OK, r.Run.Status, "it ended so, and nothing is left")
+}

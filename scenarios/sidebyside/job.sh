@@ -1,0 +1,79 @@
+# The script of a batch job that has a Kubernetes of its own beside its simulations, on the same nodes: it brings the cluster up, runs a service in
+# it, runs simulations on the bare nodes that talk to it, and takes everything down at the end. If it cannot, because it was killed, the nodes do:
+# see `usernetes hold`. What it prints are lines of a time and a phase; a phase that begins is over when the next begins.
+#
+# $dir is a directory of the run's on every node, with the points to run, the client and the service's manifest; $lmp and $input are LAMMPS and its
+# input, $ranks how many to run it on. With $stop_at, a phase, the job fails there ($ending is failed) or stays there until it is ended.
+set -eu
+export USERNETES_INSTANCE=job-$job_number
+# shellcheck disable=SC2086
+set -- $job_hosts
+for last; do :; done
+phase() {
+	printf '%s %s\n' "$(date +%s.%N)" "$*"
+	[ "$1" = "$stop_at" ] || return 0
+	[ "$ending" != failed ] || exit 7
+	sleep infinity &
+	wait $!
+}
+leave() {
+	status=$?
+	trap - EXIT
+	trap '' TERM
+	phase leaving
+	each usernetes release </dev/null >&2 || [ $status != 0 ] || status=1
+	phase gone
+	exit "$status"
+}
+trap leave EXIT
+trap 'exit 143' TERM
+
+phase holding "$USERNETES_INSTANCE"
+control=$(. /etc/bedfellow/usernetes/node.env && echo "$USERNETES_HOST")
+mkfifo "$dir/held"
+# One that cannot must say so: those that can stay, and with them what each is.
+each sh -c 'usernetes hold "$@" || echo failed' sh "$job_number" "$control" </dev/null >"$dir/held" 2>"$dir/held.err" &
+exec 3<"$dir/held"
+for host; do
+	read -r said <&3 && [ "$said" = held ] || {
+		cat "$dir/held.err" >&2
+		exit 1
+	}
+done
+
+phase containers
+each usernetes up </dev/null >&2
+phase control-plane
+usernetes init </dev/null >&2
+if [ $# -gt 1 ]; then
+	phase joining
+	usernetes token </dev/null | each usernetes join >&2
+fi
+phase readiness
+# shellcheck disable=SC2046
+usernetes ready $(printf 'u7s-%s ' "$@") </dev/null >&2
+each usernetes dns </dev/null >&2
+
+phase service
+sed "s/@node@/u7s-$last/" "$dir/service.yaml" | usernetes kubectl apply -f - >&2
+usernetes kubectl rollout status deployment/ml-server --timeout="${USERNETES_PATIENCE}s" </dev/null >&2
+url=http://$control:$(usernetes port service)
+python3 "$dir/client.py" "$url" wait </dev/null >&2
+
+phase points
+while read -r id use x y z; do
+	log=$dir/$id.log
+	seconds=
+	if ranks "$ranks" "$lmp" -in "$input" -log "$log" -nocite -screen none -v x "$x" -v y "$y" -v z "$z" </dev/null >"$dir/$id.out" 2>&1; then
+		seconds=$(sed -n 's/^Loop time of \([0-9.e+-]*\) .*/\1/p' "$log" || true)
+	fi
+	[ -n "$seconds" ] || {
+		echo "simulation $id of $x x $y x $z cells:"
+		cat "$dir/$id.out"
+	} >&2
+	python3 "$dir/client.py" "$url" "$use" "$id" "$x" "$y" "$z" "$seconds" </dev/null
+	rm -f "$log" "$dir/$id.out"
+done <"$dir/points"
+
+phase models
+python3 "$dir/client.py" "$url" models </dev/null

@@ -1,0 +1,190 @@
+// Package sidebyside runs simulations on bare nodes beside a service in Kubernetes, both in one batch job: the third of the talk's models.
+package sidebyside
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
+	"github.com/bedfellow/bedfellow/scenarios/wlm"
+)
+
+// Scenario sets Kubernetes up within a batch job, uses it, and takes it down, however the job ends.
+func Scenario() scenario.Scenario {
+	endings := []string{string(Completed), string(Failed), string(Cancelled), string(TimedOut), string(Killed)}
+	return scenario.Scenario{
+		Name: "sidebyside", Summary: "one batch job with Kubernetes, a service in it, and simulations on the same nodes that talk to it", Repeats: 1,
+		Parameters: append(Shape("10", "1h"),
+			scenario.Parameter{Name: "simulations", Doc: "how many, of which the last is a prediction's", Default: "3", Check: scenario.Whole(2, 1000)},
+			scenario.Parameter{Name: "cells", Doc: "the most of 304 atoms along x, y and z", Default: "2", Check: scenario.Whole(1, 1000)},
+			scenario.Parameter{Name: "ending", Doc: "how the job is to end", Default: string(Completed), Check: scenario.OneOf(endings...)},
+			scenario.Parameter{Name: "at", Doc: "the phase at which it ends otherwise than completed", Default: "points", Check: scenario.OneOf(Phases...)},
+		),
+		Run: run,
+	}
+}
+
+// Shape are the parameters of where and how long such a job runs.
+func Shape(steps, limit string) []scenario.Parameter {
+	return []scenario.Parameter{
+		{Name: "nodes", Doc: "nodes of the job", Default: "all compute nodes", Check: scenario.Whole(1, bed.MaxNodes),
+			Derive: func(inv bed.Inventory, _ scenario.Values) string { return strconv.Itoa(len(inv.Compute())) },
+			Fits: func(inv bed.Inventory, _ scenario.Values, value string) error {
+				if n, _ := strconv.Atoi(value); n > len(inv.Compute()) {
+					return fmt.Errorf("bed %s has %d compute nodes", inv.Bed, len(inv.Compute()))
+				}
+				return nil
+			}},
+		{Name: "steps", Doc: "time steps of 0.1 fs of each simulation", Default: steps, Check: scenario.Whole(1, 100_000_000)},
+		{Name: "limit", Doc: "of the job's time", Default: limit, Check: scenario.Length},
+	}
+}
+
+// Shaped is a job on the nodes and of the length that its parameters say, with a rank on each of their CPUs.
+func Shaped(env *scenario.Env, name string) Job {
+	j := Job{Name: name, Steps: env.Params.Int("steps"), Limit: env.Params.Duration("limit"), Ending: Completed}
+	for _, n := range env.Inventory.Compute()[:env.Params.Int("nodes")] {
+		j.Nodes, j.Ranks = append(j.Nodes, n.Name), j.Ranks+n.CPUs
+	}
+	return j
+}
+
+func run(ctx context.Context, env *scenario.Env) error {
+	if err := Needs(env.Inventory); err != nil {
+		return err
+	}
+	k := scenario.NewKubernetes(env)
+	defer k.Restore(ctx)
+	if err := k.Down(ctx); err != nil { // it would take its part of what the job is measured with
+		return err
+	}
+	v := env.Params
+	series := scenario.Series{Name: v["ending"], Parameters: map[string]string{"nodes": v["nodes"], "simulations": v["simulations"]}}
+	if Ending(v["ending"]) != Completed {
+		series.Parameters["at"] = v["at"]
+	}
+	return env.Repeat(ctx, series, func(ctx context.Context, r scenario.Repetition) (scenario.Measured, error) {
+		j := Shaped(env, "sidebyside-"+r.String())
+		j.Ending, j.At = Ending(v["ending"]), v["at"]
+		j.Points = Draw(env.Seed+uint64(r.Number), v.Int("simulations")-1, 1, [3]int{v.Int("cells"), v.Int("cells"), v.Int("cells")})
+		ran, err := j.Run(ctx, env)
+		m := scenario.Measured{Log: ran.Log}
+		if err != nil {
+			return m, err
+		}
+		if err := ran.check(j); err != nil {
+			return m, err
+		}
+		m.Metrics = ran.Metrics()
+		return m, nil
+	})
+}
+
+// Draw are points with numbers of cells drawn evenly from 1 up to those along each edge, the same for the same seed: first those to learn from.
+func Draw(seed uint64, train, test int, most [3]int) []Point {
+	random := rand.New(rand.NewPCG(seed, 0))
+	points := make([]Point, train+test)
+	for i := range points {
+		p := Point{ID: fmt.Sprintf("train-%04d", i+1), Use: Train, X: 1 + random.IntN(most[0]), Y: 1 + random.IntN(most[1]), Z: 1 + random.IntN(most[2])}
+		if i >= train {
+			p.ID, p.Use = fmt.Sprintf("test-%04d", i-train+1), Test
+		}
+		points[i] = p
+	}
+	return points
+}
+
+// failsWith is the status of the job's script where it is told to fail.
+const failsWith = 7
+
+// check holds what became of a job against what was to become of it.
+func (r Ran) check(j Job) error {
+	want := map[Ending][]wlm.State{
+		Completed: {wlm.Completed}, Failed: {wlm.Failed}, Cancelled: {wlm.Cancelled}, TimedOut: {wlm.Timeout}, Killed: {wlm.Failed, wlm.Cancelled, wlm.NodeFail},
+	}[j.Ending]
+	if !slices.Contains(want, r.Outcome.State) {
+		return errors.Join(fmt.Errorf("the job is %s, and was to be %s; it was last at %s", r.Outcome.State, j.Ending, r.last()), r.Outcome.Err())
+	}
+	if j.Ending == Completed {
+		return r.Complete(j)
+	}
+	if !slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Name == j.At }) {
+		return errors.Join(fmt.Errorf("the job was to end at %s, and was last at %s", j.At, r.last()), r.Outcome.Err())
+	}
+	if j.Ending == Failed && r.Outcome.ExitCode != failsWith {
+		return errors.Join(fmt.Errorf("the job failed by itself at %s, and was to fail with status %d", r.last(), failsWith), r.Outcome.Err())
+	}
+	return nil
+}
+
+// Complete looks whether each point of a completed job was simulated, and those to learn from learned once.
+func (r Ran) Complete(j Job) error {
+	if len(r.Said) != len(j.Points) || r.Models == nil {
+		return fmt.Errorf("the job told of %d simulations of %d", len(r.Said), len(j.Points))
+	}
+	learned := 0
+	for i, s := range r.Said {
+		if p := j.Points[i]; s.ID != p.ID || s.X != p.X || s.Y != p.Y || s.Z != p.Z {
+			return fmt.Errorf("the job told of %s where it was to tell of %s", s.ID, p.ID)
+		}
+		if s.Use == Train && s.Seconds != nil {
+			learned++
+		}
+	}
+	if r.Models.Service.Points != learned {
+		return fmt.Errorf("the service has learned %d points, and %d were simulated for it", r.Models.Service.Points, learned)
+	}
+	return nil
+}
+
+func (r Ran) last() string {
+	if len(r.Phases) == 0 {
+		return "its beginning"
+	}
+	return r.Phases[len(r.Phases)-1].Name
+}
+
+// setUp are the phases before Kubernetes is there.
+var setUp = []string{"holding", "containers", "control-plane", "joining", "readiness"}
+
+// Metrics are what a completed job's phases and requests took.
+func (r Ran) Metrics() []scenario.Metric {
+	var m []scenario.Metric
+	total := 0.0
+	for _, name := range setUp {
+		if d, ok := r.Took(name); ok {
+			total += d.Seconds()
+			m = append(m, scenario.Metric{Name: "set-up/" + name, Value: d.Seconds(), Unit: "s"})
+		}
+	}
+	m = append([]scenario.Metric{{Name: "set-up", Value: total, Unit: "s"}}, m...)
+	for _, phase := range []struct{ name, metric string }{{"service", "service"}, {"points", "simulations"}} {
+		if d, ok := r.Took(phase.name); ok {
+			m = append(m, scenario.Metric{Name: phase.metric, Value: d.Seconds(), Unit: "s"})
+		}
+	}
+	latencies := map[Use][]float64{}
+	for _, s := range r.Said {
+		if s.Seconds != nil {
+			latencies[s.Use] = append(latencies[s.Use], s.Latency)
+		}
+	}
+	for _, use := range []struct {
+		of   Use
+		name string
+	}{{Train, "learn"}, {Test, "predict"}} {
+		if l := latencies[use.of]; len(l) > 0 {
+			slices.Sort(l)
+			m = append(m, scenario.Metric{Name: use.name + " latency", Value: l[len(l)/2] * 1000, Unit: "ms"})
+		}
+	}
+	if d, ok := r.Took("leaving"); ok {
+		m = append(m, scenario.Metric{Name: "teardown", Value: d.Seconds(), Unit: "s"})
+	}
+	return m
+}
