@@ -335,7 +335,7 @@ func attaches(t *testing.T, m Manager) {
 	require.NoError(t, err)
 	require.ErrorContains(t, m.Attach(ctx, id, io.Discard), "was waited for already")
 
-	id, err = m.Submit(ctx, job("sleep", "3"))
+	id, err = m.Submit(ctx, job("sh", "-c", "echo something; sleep 3"))
 	require.NoError(t, err)
 	short, cancel := context.WithTimeoutCause(ctx, 300*time.Millisecond, errors.New("seen enough"))
 	defer cancel()

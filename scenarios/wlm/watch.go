@@ -117,6 +117,9 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 		for more := err == nil && o.Host != ""; more; {
 			var part []byte
 			part, err = w.part(ctx, o.Host, job.output, copied)
+			if len(part) == 0 {
+				break
+			}
 			if _, err := out.Write(part); err != nil {
 				return fmt.Errorf("attach to job %s: %w", id, err)
 			}
