@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -15,6 +16,20 @@ import (
 // runDirs lists them, each before those that hold it.
 func runDirs() []string {
 	return []string{"/run/systemd/nspawn/locks", "/run/systemd/nspawn/propagate", "/run/systemd/nspawn/unix-export", "/run/systemd/nspawn", netnsDir}
+}
+
+// netnsMount stands in their list for what `ip netns` makes of its directory, also of one that was there already.
+const netnsMount = "mount " + netnsDir
+
+// mounted says whether something is mounted at a path.
+func mounted(path string) bool {
+	data, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == path {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *Driver) hostFile() string { return filepath.Join(d.root, "host.json") }
@@ -30,6 +45,9 @@ func (d *Driver) noteHost() error {
 			absent = append(absent, dir)
 		}
 	}
+	if !mounted(netnsDir) {
+		absent = append(absent, netnsMount)
+	}
 	return writeJSON(d.hostFile(), absent)
 }
 
@@ -41,15 +59,14 @@ func (d *Driver) restoreHost() {
 		return
 	}
 	for _, dir := range runDirs() {
-		if !slices.Contains(absent, dir) {
-			continue
-		}
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			continue
 		}
-		if dir == netnsDir {
-			_ = syscall.Unmount(dir, 0) // `ip netns` mounts it on itself
+		if dir == netnsDir && slices.Contains(absent, netnsMount) {
+			_ = syscall.Unmount(dir, 0) // it is mounted on itself
 		}
-		_ = os.Remove(dir)
+		if slices.Contains(absent, dir) {
+			_ = os.Remove(dir)
+		}
 	}
 }
