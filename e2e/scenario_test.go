@@ -268,7 +268,7 @@ func (p place) script(t *testing.T, inv bed.Inventory, m wlm.Manager) {
 	ctx, cancel := context.WithTimeout(t.Context(), p.patience(2*time.Minute))
 	defer cancel()
 	id, err := m.Submit(ctx, wlm.Job{
-		Name: "script", Task: wlm.Task{Ranks: ranks, Env: map[string]string{"WORD": "it's"}}, Request: wlm.Request{On: on, Limit: p.patience(2 * time.Minute)}, Output: file,
+		Name: "script", Task: wlm.Task{Ranks: ranks, Env: map[string]string{"WORD": "it's"}}, Request: wlm.Request{On: on, Limit: p.patience(2 * time.Minute)}, Output: file, Error: file + ".err",
 		Script: fmt.Sprintf(`each sleep 286 </dev/null &
 echo "hosts" $job_hosts; [ "$job_number" -gt 0 ] && echo "$WORD"
 echo fed | each sh -c 'echo "$(uname -n) is $(cat)"' | sort
