@@ -62,10 +62,11 @@ func (d *Driver) restoreHost() {
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			continue
 		}
-		if dir == netnsDir && slices.Contains(absent, netnsMount) {
+		ours := slices.Contains(absent, dir)
+		if dir == netnsDir && (ours || slices.Contains(absent, netnsMount)) {
 			_ = syscall.Unmount(dir, 0) // it is mounted on itself
 		}
-		if slices.Contains(absent, dir) {
+		if ours {
 			_ = os.Remove(dir)
 		}
 	}
