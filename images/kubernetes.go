@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -48,40 +47,6 @@ const BundleHelp = "run it in a clone of Bedfellow, whose folder images/kubernet
 // Bundle asks for the tree of the node container, with Kubernetes from there; see Request.
 func Bundle(kubernetes string) Request {
 	return Request{Definition: bundleDefinition, Roles: []string{kubernetesRole}, Kubernetes: kubernetes}
-}
-
-// kubernetesSums digests what Kubernetes comes from.
-func kubernetesSums(from string) (map[string]string, error) {
-	if from != KubernetesPinned {
-		return moduleFiles(from)
-	}
-	pins, err := publishedPins()
-	if err != nil {
-		return nil, err
-	}
-	sums := map[string]string{}
-	for name, pin := range pins {
-		sums[name] = path.Base(pin.Source) + "@" + pin.Digest // its tag is the version that a node is told
-	}
-	return sums, nil
-}
-
-// CheckKubernetes tells whether there is something to put on nodes, as far as that is known before a bake.
-func CheckKubernetes(from string) error {
-	if from == KubernetesPinned {
-		_, err := publishedPins()
-		return err
-	}
-	data, err := os.ReadFile(filepath.Join(from, "go.mod"))
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoBundle, err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == kubernetesModule {
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: %s requires no %s", ErrNoBundle, filepath.Join(from, "go.mod"), kubernetesModule)
 }
 
 // imagePrefix is where the container images would be pulled from, if they were ever pulled.
@@ -129,36 +94,6 @@ var treePackages = []string{
 	"busybox-static", "iperf3", "iptables", "libc6", "libgcc-s1", "libgmp10", "libip4tc2", "libip6tc2", "libiperf0", "libjansson4",
 	"libmnl0", "libnetfilter-conntrack3", "libnfnetlink0", "libnftables1", "libnftnl11", "libreadline8t64", "libsctp1", "libssl3t64", "libtinfo6",
 	"libxtables12", "libzstd1", "netbase", "nftables", "openssl-provider-legacy", "zlib1g",
-}
-
-// moduleFiles digests what the bundle's module consists of.
-func moduleFiles(dir string) (map[string]string, error) {
-	files := map[string]string{}
-	dir, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w; %s", ErrNoBundle, err, BundleHelp)
-	}
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		if ext := filepath.Ext(path); ext != ".go" && ext != ".mod" && ext != ".sum" {
-			return nil
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		files[filepath.ToSlash(rel)], err = fileSum(path)
-		return err
-	})
-	if _, ok := files["go.mod"]; err == nil && !ok {
-		err = fmt.Errorf("%s has no go.mod", dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w; %s", ErrNoBundle, err, BundleHelp)
-	}
-	return files, nil
 }
 
 // kubernetes puts Kubernetes on the node container's tree: its programs, and what runs as containers in containerd's store.
