@@ -86,14 +86,12 @@ type Said struct {
 	Predictions map[string]float64 // by model, seconds
 }
 
-// Models is what the service has said of all it learned, as it said it.
+// Models is what the service has said of itself once all was learned. Its models and their scores are in the log as it printed them.
 type Models struct {
 	Service struct {
 		Points   int
 		Versions map[string]string
 	}
-	Metrics json.RawMessage
-	Models  json.RawMessage
 }
 
 // Phase is a part of a job that began at that time.

@@ -60,7 +60,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 			return m, err
 		}
 		if len(scores) == 0 {
-			return m, fmt.Errorf("none of the %d simulations to be predicted was one", v.Int("test"))
+			return m, fmt.Errorf("no model can be scored: none of the %d simulations to be predicted came to its end; what they said is in %s of the run", v.Int("test"), ran.Log)
 		}
 		err = env.Record.Update(func(run *results.Run) {
 			for name, version := range ran.Models.Service.Versions {
