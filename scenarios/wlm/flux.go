@@ -126,9 +126,12 @@ func (f *flux) launch(ctx context.Context, t Task) ([]string, error) {
 	return argv, nil
 }
 
-// span are the options of whole nodes for a time. Flux's own limit is for the case that nobody waits any more; Wait keeps the exact one.
+// span are the options of nodes for a time. Flux's own limit is for the case that nobody waits any more; Wait keeps the exact one.
 func span(r Request) []string {
-	argv := []string{fmt.Sprintf("--nodes=%d", r.Nodes), "--exclusive", fmt.Sprintf("--time-limit=%ds", int(math.Ceil(r.Limit.Seconds()))+60)}
+	argv := []string{fmt.Sprintf("--nodes=%d", r.Nodes), fmt.Sprintf("--time-limit=%ds", int(math.Ceil(r.Limit.Seconds()))+60)}
+	if !r.Shared {
+		argv = append(argv, "--exclusive")
+	}
 	if len(r.On) > 0 {
 		argv = append(argv, "--requires=host:"+strings.Join(r.On, ","))
 	}
@@ -176,7 +179,11 @@ func (f *flux) submitScript(ctx context.Context, job Job) (ID, error) {
 	if pmix {
 		option = " --setopt=pmi=simple,pmix"
 	}
-	argv := slices.Concat([]string{"flux", "batch", "--job-name=" + job.Name, fmt.Sprintf("--nslots=%d", job.Nodes), "--output=" + job.Output, "--cwd=" + orRoot(job.Dir)}, span(job.Request))
+	slots := job.Nodes
+	if job.Shared {
+		slots = job.Task.Ranks
+	}
+	argv := slices.Concat([]string{"flux", "batch", "--job-name=" + job.Name, fmt.Sprintf("--nslots=%d", slots), "--output=" + job.Output, "--cwd=" + orRoot(job.Dir)}, span(job.Request))
 	if job.Error != "" {
 		argv = append(argv, "--error="+job.Error)
 	}

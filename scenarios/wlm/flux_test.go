@@ -68,6 +68,15 @@ func TestFluxIsGivenAScript(t *testing.T) {
 	}
 	require.Regexp(t, `(?s)^#!/bin/sh\n.*\nexport A='a b'\nranks 2 true\n$`, script)
 	require.NoError(t, f.Cancel(t.Context(), id))
+
+	j := scripted("true")
+	j.Shared, j.Task.Ranks = true, 4
+	id, err = f.Submit(t.Context(), j)
+	require.NoError(t, err)
+	args = b.Read("jobs/f2/args")
+	require.Contains(t, args, "--nslots=4\n")
+	require.NotContains(t, args, "--exclusive")
+	require.NoError(t, f.Cancel(t.Context(), id))
 }
 
 func TestFluxStates(t *testing.T) {

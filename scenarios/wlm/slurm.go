@@ -165,9 +165,14 @@ func (s *slurm) submit(ctx context.Context, name, dir, output, errFile string, j
 	}
 	// Slurm counts limits in minutes. This one is for the case that nobody waits any more; Wait keeps the exact one.
 	minutes := int(math.Ceil(job.Limit.Minutes())) + 1
-	argv := []string{"sbatch", "--parsable", "--no-requeue", "--exclusive", "--job-name=" + name,
+	argv := []string{"sbatch", "--parsable", "--no-requeue", "--job-name=" + name,
 		fmt.Sprintf("--nodes=%d", job.Nodes), fmt.Sprintf("--ntasks=%d", job.Ranks), fmt.Sprintf("--time=%d", minutes),
 		"--chdir=" + orRoot(dir), "--output=" + pattern(output), "--error=" + pattern(errFile), "--open-mode=truncate"}
+	if job.Shared {
+		argv = append(argv, fmt.Sprintf("--ntasks-per-node=%d", job.Ranks/job.Nodes))
+	} else {
+		argv = append(argv, "--exclusive")
+	}
 	if len(job.On) > 0 {
 		argv = append(argv, "--nodelist="+strings.Join(job.On, ","))
 	}

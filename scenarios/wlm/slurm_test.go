@@ -115,6 +115,21 @@ exit 3`))
 	require.NoError(t, o.Err())
 	require.Equal(t, "yes\nyes\n", b.Read("nodes/fake-02/tmp/bedfellow-out"))
 
+	alone := b.Read("jobs/2/args")
+	require.Contains(t, alone, "--exclusive\n")
+	j := scripted("true")
+	j.Shared, j.Task.Ranks = true, 4
+	id, err = s.Submit(t.Context(), j)
+	require.NoError(t, err)
+	_, err = s.Wait(t.Context(), id)
+	require.NoError(t, err)
+	args := b.Read("jobs/3/args")
+	require.Contains(t, args, "--ntasks-per-node=2\n")
+	require.NotContains(t, args, "--exclusive")
+	j.Task.Ranks = 3
+	_, err = s.Submit(t.Context(), j)
+	require.ErrorContains(t, err, "3 ranks on 2 nodes that are shared")
+
 	both := scripted("true")
 	both.Command = []string{"true"}
 	_, err = s.Submit(t.Context(), both)

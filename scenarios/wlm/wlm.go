@@ -95,13 +95,14 @@ type Task struct {
 	Ranks   int    // in all; every node runs at least one
 }
 
-// Request says what a job or an allocation needs. Nodes are given whole.
+// Request says what a job or an allocation needs. Nodes are given whole, unless it is Shared.
 type Request struct {
 	Nodes    int           // how many
 	On       []string      // exactly these, by name; empty leaves the choice to the manager
 	Ranks    int           // CPUs to have for ranks, in all; at most one per CPU
 	Limit    time.Duration // of the running time; must be given
 	Patience time.Duration // how long it may pend; 0 is five minutes
+	Shared   bool          // takes no more than a CPU for each rank, as many on every node, and leaves the others to others
 }
 
 // Job is a Task, or a Script instead of its Command, to be queued.
@@ -135,6 +136,9 @@ func (r *Request) check() error {
 	}
 	if r.Ranks < r.Nodes {
 		errs = append(errs, fmt.Errorf("%d ranks on %d nodes: every node runs at least one", r.Ranks, r.Nodes))
+	}
+	if r.Shared && r.Nodes > 0 && r.Ranks%r.Nodes != 0 {
+		errs = append(errs, fmt.Errorf("%d ranks on %d nodes that are shared: every node runs as many", r.Ranks, r.Nodes))
 	}
 	if r.Limit <= 0 {
 		errs = append(errs, errors.New("no time limit"))
