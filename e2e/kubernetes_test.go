@@ -45,6 +45,7 @@ func TestKubernetes(t *testing.T) {
 	require.Equal(t, "usernetes", inv.Kubernetes)
 	t.Run("kubeconfig", p.kubeconfig)
 	t.Run("selftest", p.kubernetesSelftest)
+	t.Run("shared node", p.shared)
 	t.Run("workflow", p.workflow)
 	t.Run("job killed", p.killed)
 	t.Run("its own again", p.ownAgain)
@@ -52,7 +53,7 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside}, {"faults", p.workflowFaults}, {"endings", p.endings},
+		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside}, {"faults", p.workflowFaults}, {"endings", p.endings}, {"two users", p.twoUsers},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/scenarios/sidebyside"
+	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
 // workflow: a batch job brings a Kubernetes of its own up, has its service learn from simulations on the same nodes and predict others, and takes
@@ -78,6 +80,45 @@ func (p place) workflowFaults(t *testing.T) {
 			require.Zero(t, c.code, "%s", c)
 		})
 	}
+}
+
+// shared: jobs that share a node run on it at once. Each waits for the other.
+func (p place) shared(t *testing.T) {
+	inv := p.inventory(t)
+	m := p.open(t, inv)
+	node := inv.Compute()[0]
+	dir := "/tmp/bedfellow-shared-" + rand.Text()[:8]
+	at := slices.IndexFunc(inv.Nodes, func(n bed.InventoryNode) bool { return n.Name == node.Name })
+	p.must(t, inv, at, "mkdir "+dir)
+	var ids []wlm.ID
+	for i := range 2 {
+		id, err := m.Submit(t.Context(), wlm.Job{
+			Name: fmt.Sprintf("shared-%d", i), Task: wlm.Task{Ranks: 1}, Request: wlm.Request{On: []string{node.Name}, Limit: p.patience(time.Minute), Shared: true},
+			Output: fmt.Sprintf("%s/%d", dir, i), Script: fmt.Sprintf("touch %[1]s/here-%[2]d; until [ -e %[1]s/here-%[3]d ]; do sleep 0.2; done", dir, i, 1-i),
+		})
+		require.NoError(t, err)
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		o, err := m.Wait(t.Context(), id)
+		require.NoError(t, err)
+		require.NoError(t, o.Err())
+	}
+	p.must(t, inv, at, "rm -r "+dir)
+}
+
+// twoUsers: each of two users has such a job, on the same nodes at once, and the end of one does nothing to the other's.
+func (p place) twoUsers(t *testing.T) {
+	p.fails(t, 1, []string{"run", "sidebyside", "-s", p.stack, "--param", "users=bed,guest"}, "usernetes admit guest")
+	inv := p.inventory(t)
+	for i := range inv.Nodes {
+		for range 2 {
+			p.must(t, inv, i, "sudo usernetes admit guest")
+		}
+	}
+	r := p.kept(t, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "users=bed,guest", "--param", "limit=2h")
+	require.Equal(t, results.OK, r.Run.Status)
+	p.ends(t, sidebyside.Cancelled, "points", "--param", "users=bed,guest", "--param", "limit=2h")
 }
 
 // killed: every process of such a job is killed while it sets Kubernetes up, and its nodes take down what there was.

@@ -106,7 +106,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 		names = append(names, n.Name)
 		e.hosts = append(e.hosts, end{node: n.Name, address: n.BedAddress})
 	}
-	dir, remove, err := env.Scratch(ctx, names)
+	dir, remove, err := env.Scratch(ctx, names, "")
 	if err != nil {
 		return err
 	}

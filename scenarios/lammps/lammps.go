@@ -124,7 +124,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 	for _, n := range on(env.Inventory, v.Int("nodes")) {
 		e.nodes = append(e.nodes, n.Name)
 	}
-	dir, remove, err := env.Scratch(ctx, e.nodes)
+	dir, remove, err := env.Scratch(ctx, e.nodes, "")
 	if err != nil {
 		return err
 	}

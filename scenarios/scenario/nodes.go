@@ -25,6 +25,7 @@ type Nodes struct {
 
 	mu      sync.Mutex
 	holding []*remote.Client // by Hold; some may have ended
+	others  []*Nodes         // by As
 }
 
 // slot is the connection to one node. Its lock is held while dialling only.
@@ -43,11 +44,26 @@ func NewNodes(inv bed.Inventory, privateKey []byte) (*Nodes, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the user key of bed %s cannot be read: %w", inv.Bed, err)
 	}
+	return newNodes(inv, signer), nil
+}
+
+func newNodes(inv bed.Inventory, signer ssh.Signer) *Nodes {
 	n := &Nodes{inventory: inv, signer: signer, slots: map[string]*slot{}}
 	for _, node := range inv.Nodes {
 		n.slots[node.Name] = &slot{}
 	}
-	return n, nil
+	return n
+}
+
+// As reaches the same nodes by the same key as another user of theirs, until n is closed.
+func (n *Nodes) As(user string) *Nodes {
+	inv := n.inventory
+	inv.User = user
+	other := newNodes(inv, n.signer)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.others = append(n.others, other)
+	return other
 }
 
 // Close ends all connections. Later calls fail.
@@ -65,6 +81,9 @@ func (n *Nodes) Close() error {
 	defer n.mu.Unlock()
 	for _, client := range n.holding {
 		_ = client.Close() // an error says that it is closed
+	}
+	for _, other := range n.others {
+		errs = append(errs, other.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -44,6 +44,15 @@ type Env struct {
 	Record    *results.Recorder
 }
 
+// As is the run as another user of the nodes, whom the bed's own key lets in.
+func (e *Env) As(user string) (*Env, error) {
+	other := *e
+	other.Inventory.User, other.Nodes = user, e.Nodes.As(user)
+	var err error
+	other.Manager, err = wlm.Open(other.Inventory, other.Nodes)
+	return &other, err
+}
+
 // Note keeps a warning with the run and shows it.
 func (e *Env) Note(ctx context.Context, format string, args ...any) error {
 	note := fmt.Sprintf(format, args...)
@@ -197,11 +206,11 @@ func (e *Env) record(s Series, r Repetition, m Measured, failure error) error {
 	return e.Record.Add(samples...)
 }
 
-// Scratch makes an empty directory of one path on each of the nodes, for this run alone. remove deletes it with all that is in
-// it, also when the context has ended; what it cannot delete is named in the run's notes.
-func (e *Env) Scratch(ctx context.Context, nodes []string) (dir string, remove func(), err error) {
+// Scratch makes an empty directory of one path on each of the nodes, for this run alone, and for the part of it that is called so if it has
+// several at a time. remove deletes it with all that is in it, also when the context has ended; what it cannot delete is named in the run's notes.
+func (e *Env) Scratch(ctx context.Context, nodes []string, part string) (dir string, remove func(), err error) {
 	// The run's id has a random part, and mkdir takes nothing that is there already.
-	dir = "/tmp/bedfellow-" + path.Base(e.Record.Dir())
+	dir = "/tmp/bedfellow-" + path.Base(e.Record.Dir()) + part
 	remove = func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanUp)
 		defer cancel()

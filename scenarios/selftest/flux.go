@@ -83,7 +83,7 @@ func lookAtFlux(ctx context.Context, env *scenario.Env, repetition int) error {
 	for name, f := range jobs {
 		l.found[name] = append(l.found[name], f)
 	}
-	dir, remove, err := env.Scratch(ctx, l.compute)
+	dir, remove, err := env.Scratch(ctx, l.compute, "")
 	if err != nil {
 		return err
 	}

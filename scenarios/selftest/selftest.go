@@ -178,7 +178,7 @@ func runsJobs(ctx context.Context, env *scenario.Env) (map[string]finding, error
 			names = append(names, n.Name)
 		}
 	}
-	dir, remove, err := env.Scratch(ctx, names)
+	dir, remove, err := env.Scratch(ctx, names, "")
 	if err != nil {
 		return nil, err
 	}

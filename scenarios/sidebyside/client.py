@@ -3,6 +3,7 @@
     client.py URL wait                              returns once the service answers
     client.py URL train ID X Y Z SECONDS            has it learn a simulation's time; without SECONDS the simulation failed
     client.py URL test ID X Y Z SECONDS             asks it for a prediction of that
+    client.py URL load USE N                        asks it to learn or predict (USE) N times, one after the other, and prints what each took
     client.py URL models                            prints all models, and how well they did as they learned
 
 A service that is away, as when its pod is made anew, is waited for. It learns a point of one ID once, however often it is told.
@@ -49,6 +50,15 @@ def main(url, what, *args):
         about = ask(url + "/api/")[0]
         models = [ask(f"{url}/api/models/{name}")[0] for name in about["models"] if about["points"]]
         print(json.dumps({"service": about, "metrics": ask(url + "/api/metrics")[0], "models": models}))
+        return
+    if what == "load":
+        use, latencies = args[0], []
+        features = {"x": 1, "y": 2, "z": 3}
+        begin = time.perf_counter()
+        for n in range(int(args[1])):
+            body = {"id": f"load-{n}", "features": features, "target": 1.0} if use == "learn" else {"features": features}
+            latencies.append(ask(f"{url}/api/{use}", body)[1])
+        print(json.dumps({"load": use, "seconds": time.perf_counter() - begin, "latencies": latencies}), flush=True)
         return
     identity, x, y, z, seconds = args
     point = {"id": identity, "use": what, "x": int(x), "y": int(y), "z": int(z)}

@@ -51,12 +51,16 @@ const (
 type Job struct {
 	Name   string
 	Nodes  []string
-	Ranks  int // of each simulation
+	Ranks  int  // of each simulation
+	Shared bool // has no other CPUs than its ranks'
 	Steps  int
 	Limit  time.Duration
 	Points []Point // in this order
-	Ending Ending
-	At     string // the phase that Ending is at, unless it is Completed
+	// Requests are how many the service is asked at the end to learn, and to predict, from a node. Simulations of BusyCells³ cells
+	// follow, with the service asked by nobody and all the time. 0 is neither.
+	Requests, BusyCells int
+	Ending              Ending
+	At                  string // the phase that Ending is at, unless it is Completed
 }
 
 // Ending is how a job is to end.
@@ -94,6 +98,19 @@ type Models struct {
 	}
 }
 
+// Load is what requests took that were made one after the other, in seconds.
+type Load struct {
+	Load      string // learn or predict
+	Seconds   float64
+	Latencies []float64
+}
+
+// Beside is the time of a simulation with the service idle or busy beside it; nil is one that failed.
+type Beside struct {
+	Beside  string
+	Seconds *float64
+}
+
 // Phase is a part of a job that began at that time.
 type Phase struct {
 	Name string
@@ -106,7 +123,9 @@ type Ran struct {
 	Phases  []Phase
 	Said    []Said
 	Models  *Models // nil when the job did not come to it
-	Log     string  // in the results
+	Loads   []Load
+	Beside  []Beside
+	Log     string // in the results
 }
 
 // Took is how long a phase lasted, up to the one after it.
@@ -127,7 +146,7 @@ const (
 // Run runs a job and waits until nothing of it is left on its nodes, however it ended. An error is that it could not be run or that something is
 // left; how the job ended is in Ran.
 func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
-	dir, remove, err := env.Scratch(ctx, j.Nodes)
+	dir, remove, err := env.Scratch(ctx, j.Nodes, "-"+j.Name)
 	if err != nil {
 		return r, err
 	}
@@ -153,9 +172,10 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 		Name: j.Name, Output: path.Join(dir, "out"), Error: path.Join(dir, "err"), Script: jobScript,
 		Task: wlm.Task{Ranks: j.Ranks, Dir: lammps.Example, Env: map[string]string{
 			"dir": dir, "lmp": lammps.Binary, "input": path.Join(dir, "input"), "ranks": strconv.Itoa(j.Ranks), "ending": string(j.Ending), "stop_at": stop,
+			"requests": strconv.Itoa(j.Requests), "busy_cells": strconv.Itoa(j.BusyCells),
 			"USERNETES_PATIENCE": strconv.Itoa(int(podWait.Seconds())),
 		}},
-		Request: wlm.Request{On: j.Nodes, Limit: j.Limit},
+		Request: wlm.Request{On: j.Nodes, Limit: j.Limit, Shared: j.Shared},
 	})
 	if err != nil {
 		return r, err
@@ -176,7 +196,7 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 	if errRead := j.read(context.WithoutCancel(ctx), env, &r, dir, whole); errRead != nil { // of a node that is gone, say: then this is all there is
 		err, whole = errors.Join(err, errRead), reading
 	}
-	r.Phases, r.Said, r.Models = whole.phases, whole.said, whole.models
+	r.Phases, r.Said, r.Models, r.Loads, r.Beside = whole.phases, whole.said, whole.models, whole.loads, whole.beside
 	instance := cmp.Or(whole.instance, reading.instance)
 	if instance == "" && r.Outcome.Host != "" {
 		return r, errors.Join(err, whole.err, fmt.Errorf("job %s did not say what it has on its nodes %s: `bed ssh NODE -- usernetes instances` tells", id, strings.Join(j.Nodes, ", ")))
@@ -223,6 +243,8 @@ type reader struct {
 	instance string // of Kubernetes
 	said     []Said
 	models   *Models
+	loads    []Load
+	beside   []Beside
 	err      error
 }
 
@@ -253,9 +275,16 @@ func (r *reader) line(line string) error {
 		r.phase(p, len(r.said))
 		return nil
 	}
-	if strings.HasPrefix(line, `{"service"`) {
+	switch {
+	case strings.HasPrefix(line, `{"service"`):
 		r.models = &Models{}
 		return json.Unmarshal([]byte(line), r.models)
+	case strings.HasPrefix(line, `{"load"`):
+		r.loads = append(r.loads, Load{})
+		return json.Unmarshal([]byte(line), &r.loads[len(r.loads)-1])
+	case strings.HasPrefix(line, `{"beside"`):
+		r.beside = append(r.beside, Beside{})
+		return json.Unmarshal([]byte(line), &r.beside[len(r.beside)-1])
 	}
 	var s Said
 	if err := json.Unmarshal([]byte(line), &s); err != nil {

@@ -3,7 +3,8 @@
 # see `usernetes hold`. What it prints are lines of a time and a phase; a phase that begins is over when the next begins.
 #
 # $dir is a directory of the run's on every node, with the points to run, the client and the service's manifest; $lmp and $input are LAMMPS and its
-# input, $ranks how many to run it on. With $stop_at, a phase, the job fails there ($ending is failed) or stays there until it is ended.
+# input, $ranks how many to run it on. With $requests, a number, the service is asked so many at the end, and $busy_cells³ cells are simulated with
+# it idle and busy in turn. With $stop_at, a phase, the job fails there ($ending is failed) or stays there until it is ended.
 set -eu
 export USERNETES_INSTANCE=job-$job_number
 # shellcheck disable=SC2086
@@ -60,20 +61,43 @@ usernetes kubectl rollout status deployment/ml-server --timeout="${USERNETES_PAT
 url=http://$control:$(usernetes port service)
 python3 "$dir/client.py" "$url" wait </dev/null >&2
 
-phase points
-while read -r id use x y z; do
-	log=$dir/$id.log
+# simulate ID X Y Z has the time that it took in $seconds, which is empty when it failed.
+simulate() {
+	log=$dir/$1.log
 	seconds=
-	if ranks "$ranks" "$lmp" -in "$input" -log "$log" -nocite -screen none -v x "$x" -v y "$y" -v z "$z" </dev/null >"$dir/$id.out" 2>&1; then
+	if ranks "$ranks" "$lmp" -in "$input" -log "$log" -nocite -screen none -v x "$2" -v y "$3" -v z "$4" </dev/null >"$dir/$1.out" 2>&1; then
 		seconds=$(sed -n 's/^Loop time of \([0-9.e+-]*\) .*/\1/p' "$log" || true)
 	fi
 	[ -n "$seconds" ] || {
-		echo "simulation $id of $x x $y x $z cells:"
-		cat "$dir/$id.out"
+		echo "simulation $1 of $2 x $3 x $4 cells:"
+		cat "$dir/$1.out"
 	} >&2
+	rm -f "$log" "$dir/$1.out"
+}
+
+phase points
+while read -r id use x y z; do
+	simulate "$id" "$x" "$y" "$z"
 	python3 "$dir/client.py" "$url" "$use" "$id" "$x" "$y" "$z" "$seconds" </dev/null
-	rm -f "$log" "$dir/$id.out"
 done <"$dir/points"
 
 phase models
 python3 "$dir/client.py" "$url" models </dev/null
+
+[ "$requests" -gt 0 ] || exit 0
+phase requests
+for use in learn predict; do
+	python3 "$dir/client.py" "$url" load "$use" "$requests" </dev/null
+done
+phase busy
+for round in 1 2 3; do
+	simulate "idle-$round" "$busy_cells" "$busy_cells" "$busy_cells"
+	printf '{"beside": "idle", "seconds": %s}\n' "${seconds:-null}"
+	# The service is asked until the simulation is over.
+	python3 "$dir/client.py" "$url" load predict 1000000000 </dev/null >/dev/null 2>&1 &
+	load=$!
+	simulate "busy-$round" "$busy_cells" "$busy_cells" "$busy_cells"
+	kill "$load"
+	wait "$load" || true
+	printf '{"beside": "busy", "seconds": %s}\n' "${seconds:-null}"
+done

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
@@ -22,8 +23,12 @@ func Scenario() scenario.Scenario {
 		Parameters: append(Shape("10", "1h"),
 			scenario.Parameter{Name: "simulations", Doc: "how many, of which the last is a prediction's", Default: "3", Check: scenario.Whole(2, 1000)},
 			scenario.Parameter{Name: "cells", Doc: "the most of 304 atoms along x, y and z", Default: "2", Check: scenario.Whole(1, 1000)},
+			scenario.Parameter{Name: "requests", Doc: "of each kind that the service is asked at the end, before simulations of cells³ beside it, idle and busy in turn",
+				Default: "0", Check: scenario.Whole(0, 1_000_000)},
 			scenario.Parameter{Name: "ending", Doc: "how the job is to end", Default: string(Completed), Check: scenario.OneOf(endings...)},
 			scenario.Parameter{Name: "at", Doc: "the phase at which it ends otherwise than completed", Default: "points", Check: scenario.OneOf(Phases...)},
+			scenario.Parameter{Name: "users", Doc: "accounts, which `sudo usernetes admit` makes on each node, that have such a job each at once, the first of which ends so",
+				Default: "the bed's own", Derive: func(inv bed.Inventory, _ scenario.Values) string { return inv.User }, Check: checkUsers, Fits: shareNodes},
 		),
 		Run: run,
 	}
@@ -45,10 +50,15 @@ func Shape(steps, limit string) []scenario.Parameter {
 	}
 }
 
+// on are the nodes that a job is to run on.
+func on(inv bed.Inventory, v scenario.Values) []bed.InventoryNode {
+	return inv.Compute()[:min(v.Int("nodes"), len(inv.Compute()))]
+}
+
 // Shaped is a job on the nodes and of the length that its parameters say, with a rank on each of their CPUs.
 func Shaped(env *scenario.Env, name string) Job {
 	j := Job{Name: name, Steps: env.Params.Int("steps"), Limit: env.Params.Duration("limit"), Ending: Completed}
-	for _, n := range env.Inventory.Compute()[:env.Params.Int("nodes")] {
+	for _, n := range on(env.Inventory, env.Params) {
 		j.Nodes, j.Ranks = append(j.Nodes, n.Name), j.Ranks+n.CPUs
 	}
 	return j
@@ -58,31 +68,47 @@ func run(ctx context.Context, env *scenario.Env) error {
 	if err := Needs(env.Inventory); err != nil {
 		return err
 	}
+	v := env.Params
+	users, err := admitted(ctx, env, strings.Split(v["users"], ","))
+	if err != nil {
+		return err
+	}
 	k := scenario.NewKubernetes(env)
 	defer k.Restore(ctx)
 	if err := k.Down(ctx); err != nil { // it would take its part of what the job is measured with
 		return err
 	}
-	v := env.Params
 	series := scenario.Series{Name: v["ending"], Parameters: map[string]string{"nodes": v["nodes"], "simulations": v["simulations"]}}
 	if Ending(v["ending"]) != Completed {
 		series.Parameters["at"] = v["at"]
 	}
-	return env.Repeat(ctx, series, func(ctx context.Context, r scenario.Repetition) (scenario.Measured, error) {
+	if len(users) > 1 {
+		series.Parameters["users"] = v["users"]
+	}
+	return env.Repeat(ctx, series, func(ctx context.Context, r scenario.Repetition) (m scenario.Measured, err error) {
 		j := Shaped(env, "sidebyside-"+r.String())
 		j.Ending, j.At = Ending(v["ending"]), v["at"]
 		j.Points = Draw(env.Seed+uint64(r.Number), v.Int("simulations")-1, 1, [3]int{v.Int("cells"), v.Int("cells"), v.Int("cells")})
-		ran, err := j.Run(ctx, env)
-		m := scenario.Measured{Log: ran.Log}
-		if err != nil {
-			return m, err
+		j.Requests, j.BusyCells = v.Int("requests"), v.Int("cells")
+		if len(users) > 1 {
+			return atOnce(ctx, users, j.share(env, len(users)))
 		}
-		if err := ran.check(j); err != nil {
-			return m, err
+		ran, err := j.checked(ctx, users[0])
+		if err == nil {
+			m.Metrics = ran.Metrics()
 		}
-		m.Metrics = ran.Metrics()
-		return m, nil
+		m.Log = ran.Log
+		return m, err
 	})
+}
+
+// checked runs a job, and holds what became of it against what was to become of it.
+func (j Job) checked(ctx context.Context, env *scenario.Env) (Ran, error) {
+	ran, err := j.Run(ctx, env)
+	if err == nil {
+		err = ran.check(j)
+	}
+	return ran, err
 }
 
 // Draw are points with numbers of cells drawn evenly from 1 up to those along each edge, the same for the same seed: first those to learn from.
@@ -136,6 +162,14 @@ func (r Ran) Complete(j Job) error {
 			learned++
 		}
 	}
+	for _, b := range r.Beside {
+		if b.Seconds == nil {
+			return fmt.Errorf("a simulation with the service %s beside it failed", b.Beside)
+		}
+	}
+	if j.Requests > 0 && (len(r.Loads) != 2 || len(r.Beside) == 0) {
+		return fmt.Errorf("the job told of %d kinds of requests of 2, and of %d simulations beside them", len(r.Loads), len(r.Beside))
+	}
 	if r.Models.Service.Points != learned {
 		return fmt.Errorf("the service has learned %d points, and %d were simulated for it", r.Models.Service.Points, learned)
 	}
@@ -181,6 +215,25 @@ func (r Ran) Metrics() []scenario.Metric {
 		if l := latencies[use.of]; len(l) > 0 {
 			slices.Sort(l)
 			m = append(m, scenario.Metric{Name: use.name + " latency", Value: l[len(l)/2] * 1000, Unit: "ms"})
+		}
+	}
+	for _, load := range r.Loads {
+		slices.Sort(load.Latencies)
+		n := len(load.Latencies)
+		m = append(m, scenario.Metric{Name: load.Load + " requests", Value: float64(n) / load.Seconds, Unit: "1/s"},
+			scenario.Metric{Name: load.Load + " requests/median latency", Value: load.Latencies[n/2] * 1000, Unit: "ms"},
+			scenario.Metric{Name: load.Load + " requests/99th percentile", Value: load.Latencies[n*99/100] * 1000, Unit: "ms"})
+	}
+	beside := map[string][]float64{}
+	for _, b := range r.Beside {
+		if b.Seconds != nil {
+			beside[b.Beside] = append(beside[b.Beside], *b.Seconds)
+		}
+	}
+	for _, service := range []string{"idle", "busy"} {
+		if times := beside[service]; len(times) > 0 {
+			slices.Sort(times)
+			m = append(m, scenario.Metric{Name: "simulation, service " + service, Value: times[len(times)/2], Unit: "s"})
 		}
 	}
 	if d, ok := r.Took("leaving"); ok {

@@ -5,10 +5,13 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
 
@@ -37,7 +40,7 @@ func ran(t *testing.T, text string, state wlm.State) Ran {
 	}
 	require.NoError(t, r.err)
 	assert.Equal(t, "job-12", r.instance)
-	return Ran{Outcome: wlm.Outcome{ID: "12", State: state}, Phases: r.phases, Said: r.said, Models: r.models}
+	return Ran{Outcome: wlm.Outcome{ID: "12", State: state}, Phases: r.phases, Said: r.said, Models: r.models, Loads: r.loads, Beside: r.beside}
 }
 
 func asked() Job {
@@ -57,6 +60,30 @@ func TestWhatAJobPrintsIsRead(t *testing.T) {
 		"set-up": 51.5, "set-up/holding": 1.5, "set-up/containers": 10, "set-up/control-plane": 20, "set-up/readiness": 20, "service": 10, "simulations": 10,
 		"learn latency": 2, "predict latency": 1, "teardown": 2,
 	}, metrics)
+}
+
+func TestRequestsAndWhatIsBesideThem(t *testing.T) {
+	const more = `1795467958.000000000 requests
+{"load": "learn", "seconds": 0.5, "latencies": [0.1, 0.3, 0.1]}
+{"load": "predict", "seconds": 0.25, "latencies": [0.05]}
+1795467958.000000000 busy
+{"beside": "idle", "seconds": 2}
+{"beside": "busy", "seconds": 3}
+`
+	text := strings.Replace(printed, "1795467958.500000000 leaving", more+"1795467958.500000000 leaving", 1)
+	job := asked()
+	job.Requests = 3
+	r := ran(t, text, wlm.Completed)
+	require.NoError(t, r.check(job))
+	metrics := map[string]float64{}
+	for _, m := range r.Metrics() {
+		metrics[m.Name] = m.Value
+	}
+	for name, want := range map[string]float64{"learn requests": 6, "learn requests/median latency": 100, "predict requests": 4, "simulation, service idle": 2, "simulation, service busy": 3} {
+		assert.InDelta(t, want, metrics[name], 1e-9, name)
+	}
+	assert.ErrorContains(t, ran(t, printed, wlm.Completed).check(job), "0 kinds of requests")
+	assert.ErrorContains(t, ran(t, strings.Replace(text, `"seconds": 3`, `"seconds": null`, 1), wlm.Completed).check(job), "service busy beside it failed")
 }
 
 func TestAJobThatDidNotDoItsWork(t *testing.T) {
@@ -119,6 +146,25 @@ func TestPointsAreOfTheirSeed(t *testing.T) {
 	assert.Equal(t, [3]int{32, 8, 16}, most, "in more than a thousand points every number comes")
 	assert.Equal(t, map[Use]int{Train: 1000, Test: 250}, uses)
 	assert.Equal(t, "test-0001", one[1000].ID)
+}
+
+func TestUsersShareNodes(t *testing.T) {
+	for _, good := range []string{"bed", "bed,guest", "bed,bed"} {
+		assert.NoError(t, checkUsers(good), good)
+	}
+	for _, bad := range []string{"", "bed,", "bed guest", "Bed"} {
+		assert.Error(t, checkUsers(bad), bad)
+	}
+	inv := bed.Inventory{Nodes: []bed.InventoryNode{{Name: "a", Role: bed.Compute, CPUs: 2}, {Name: "b", Role: bed.Compute, CPUs: 1}}}
+	assert.NoError(t, shareNodes(inv, scenario.Values{"nodes": "1"}, "bed,guest"))
+	assert.ErrorContains(t, shareNodes(inv, scenario.Values{"nodes": "2"}, "bed,guest"), "node b has 1")
+
+	first, second := ran(t, printed, wlm.Completed), ran(t, printed, wlm.Completed)
+	assert.NoError(t, together([]Ran{first, second}))
+	for i := range second.Phases {
+		second.Phases[i].At = second.Phases[i].At.Add(2 * time.Minute)
+	}
+	assert.ErrorContains(t, together([]Ran{second, first}), "the last began 46s after the first was over")
 }
 
 // The job's script runs by a POSIX shell; package e2e has real nodes run it.
