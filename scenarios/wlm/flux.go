@@ -139,11 +139,11 @@ func span(r Request) []string {
 }
 
 // fluxBatch goes before a job's own script, which is the first program of a Flux instance on the job's nodes. What runs on each of them does so
-// beside the instance's jobs and takes none of their CPUs.
+// beside the instance's jobs and takes none of their CPUs. flux exec would keep what commands print until it has 4 KiB of that, or they end.
 const fluxBatch = `#!/bin/sh
 export FLUX_F58_FORCE_ASCII=1
 job_number=$(flux job id --to=dec "$(flux getattr jobid)") job_hosts=$(flux hostlist --expand --delimiter=' ' "$(flux getattr hostlist)")
-each() { flux exec "$@"; }
+each() { stdbuf -oL flux exec env -u _STDBUF_O "$@"; }
 ranks() {
 	n=$1
 	shift
