@@ -7,6 +7,8 @@ require (
 	github.com/blang/semver v3.5.1+incompatible
 	github.com/google/go-containerregistry v0.20.7
 	github.com/gruntwork-io/terratest v1.0.1
+	github.com/lima-vm/go-qcow2reader v0.7.1
+	github.com/ovirt/go-ovirt v4.3.4+incompatible
 	github.com/pulumi/pulumi-go-provider v1.5.0
 	github.com/pulumi/pulumi/sdk/v3 v3.259.0
 	github.com/spf13/cobra v1.10.2

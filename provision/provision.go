@@ -53,6 +53,21 @@ type Adviser interface {
 	Advise(ctx context.Context) []string
 }
 
+// ImageKeeper is a Driver that keeps what it has made of images where its machines are, such as templates of an engine. They outlast beds.
+type ImageKeeper interface {
+	KeptImages(ctx context.Context) ([]KeptImage, error)
+	// RemoveImage removes one that no machine is made of.
+	RemoveImage(ctx context.Context, id string) error
+}
+
+// KeptImage is an image as a driver keeps it.
+type KeptImage struct {
+	ID     string `json:"id"`
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+	Used   int    `json:"used"` // by how many machines, whosever they are
+}
+
 // Info tells what a driver is.
 type Info struct {
 	Name string

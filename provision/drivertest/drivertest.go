@@ -116,7 +116,7 @@ func (f *fixture) machine(t *testing.T, i int) provision.Machine {
 }
 
 // Key makes an ed25519 key pair: the private half as OpenSSH PEM, the public one in authorized_keys form.
-func Key(t *testing.T) (private, public string) {
+func Key(t testing.TB) (private, public string) {
 	pub, priv, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	block, err := ssh.MarshalPrivateKey(priv, "")

@@ -1,0 +1,18 @@
+# Makes this machine the node it is: name and keys. cloud-init runs it at every boot before sshd.
+set -eu
+umask 077
+cat >/etc/ssh/ssh_host_ed25519_key <<'BEDFELLOW'
+{{.HostKey}}
+BEDFELLOW
+echo '{{.HostPublicKey}}' >/etc/ssh/ssh_host_ed25519_key.pub
+chmod 644 /etc/ssh/ssh_host_ed25519_key.pub
+umask 022
+echo '{{.Name}}' >/etc/hostname
+echo '{{.Name}}' >/proc/sys/kernel/hostname
+keys='/home/{{.User}}/.ssh/authorized_keys'
+mkdir -p "${keys%/*}"
+touch "$keys"
+grep -qxF '{{.AuthorizedKey}}' "$keys" || echo '{{.AuthorizedKey}}' >>"$keys"
+chown {{.UserID}}:{{.UserID}} '/home/{{.User}}' "${keys%/*}" "$keys"
+chmod 700 "${keys%/*}"
+chmod 600 "$keys"

@@ -1,0 +1,413 @@
+package ovirt
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	ovirtsdk "github.com/ovirt/go-ovirt"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+// create asks for something to be made, and returns its id. Whenever it is not known whether that was done, look tells: it returns the id of
+// what is there, or none.
+func (c *client) create(ctx context.Context, path string, body []byte, look func(context.Context) (string, error)) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
+	defer cancel()
+	for pause := c.timing.pause; ; pause = min(2*pause, c.timing.most) {
+		answer, err := c.call(ctx, http.MethodPost, path, nil, body)
+		if err == nil {
+			return rootID(answer), nil
+		}
+		var uncertain *uncertainError
+		if !errors.As(err, &uncertain) {
+			// Also what was made by a request whose answer was lost is refused the second time.
+			if id, errLook := look(ctx); errLook == nil && id != "" {
+				return id, nil
+			}
+			return "", err
+		}
+		if !sleep(ctx, pause) {
+			return "", errors.Join(context.Cause(ctx), err)
+		}
+		id, errLook := look(ctx)
+		if errLook != nil {
+			return "", errors.Join(err, errLook)
+		}
+		if id != "" {
+			return id, nil
+		}
+	}
+}
+
+// rootID is the id of an answer's object, of whatever kind.
+func rootID(answer []byte) string {
+	var root struct {
+		ID string `xml:"id,attr"`
+	}
+	_ = xml.Unmarshal(answer, &root) // an action has none
+	return root.ID
+}
+
+// byName looks for something by its name in a collection.
+func byName[S any, T identified](c *client, path string, query url.Values, name string, read func(*ovirtsdk.XMLReader, *xml.StartElement) (*S, error), slice func(*S) []T) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		data, err := c.call(ctx, http.MethodGet, path, query, nil)
+		all, err := many(data, err, read)
+		if err != nil {
+			return "", err
+		}
+		for _, have := range list(slice(all)) {
+			if have.name == name {
+				return have.id, nil
+			}
+		}
+		return "", nil
+	}
+}
+
+// change puts what the builder has into a VM.
+func (c *client) change(ctx context.Context, id string, b *ovirtsdk.VmBuilder) error {
+	body, err := written(b.MustBuild(), ovirtsdk.XMLVmWriteOne)
+	if err != nil {
+		return err
+	}
+	_, err = c.call(ctx, http.MethodPut, "/vms/"+id, nil, body)
+	return err
+}
+
+// vm is a VM by its id; nil when there is none any more.
+func (c *client) vm(ctx context.Context, id string) (*ovirtsdk.Vm, ovirtsdk.VmStatus, error) {
+	data, err := c.call(ctx, http.MethodGet, "/vms/"+id, nil, nil)
+	vm, err := one(data, err, ovirtsdk.XMLVmReadOne)
+	if notFound(err) {
+		return nil, "", nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	said, _ := vm.Status()
+	return vm, said, nil
+}
+
+// alone looks at a VM alone.
+func alone(ctx context.Context, c *client, id string) (*ovirtsdk.Vm, ovirtsdk.VmStatus, error) {
+	return c.vm(ctx, id)
+}
+
+// awaitVM waits until a VM has a status, which it has not at once.
+func (c *client) awaitVM(ctx context.Context, id, what string, want ovirtsdk.VmStatus, look func(context.Context, *client, string) (*ovirtsdk.Vm, ovirtsdk.VmStatus, error)) (vm *ovirtsdk.Vm, err error) {
+	ctx, cancel := c.remaining(ctx, what)
+	defer cancel()
+	var said ovirtsdk.VmStatus
+	if !sleep(ctx, c.timing.poll*3/2) {
+		return nil, context.Cause(ctx)
+	}
+	err = c.until(ctx, func(ctx context.Context) (bool, error) {
+		vm, said, err = look(ctx, c, id)
+		if err == nil && vm == nil {
+			err = errors.New("somebody has removed its VM meanwhile")
+		}
+		return said == want, err
+	})
+	if err != nil {
+		err = fmt.Errorf("wait for it to %s: %w (the engine says that it is %s)", what, err, said)
+	}
+	return vm, err
+}
+
+// action is the body of an action that has no parameters.
+func action() []byte { return []byte("<action/>") }
+
+// stop switches a VM off, whatever it is doing, and waits until that is so.
+func (c *client) stop(ctx context.Context, id string) error {
+	ctx, cancel := c.remaining(ctx, "stop it")
+	defer cancel()
+	return c.until(ctx, func(ctx context.Context) (bool, error) {
+		vm, said, err := c.vm(ctx, id)
+		if err != nil || vm == nil || said == ovirtsdk.VMSTATUS_DOWN {
+			return true, err
+		}
+		if said == ovirtsdk.VMSTATUS_IMAGE_LOCKED || said == ovirtsdk.VMSTATUS_POWERING_DOWN {
+			return false, nil
+		}
+		// To be stopped twice is to be stopped.
+		_, err = c.call(ctx, http.MethodPost, "/vms/"+id+"/stop", nil, action())
+		var fault *Fault
+		var uncertain *uncertainError
+		if errors.As(err, &uncertain) || errors.As(err, &fault) && fault.Status == http.StatusConflict {
+			err = nil // it may be down by now
+		}
+		return false, err
+	})
+}
+
+// remove stops a VM, removes it with its disks, and waits until it is gone.
+func (c *client) remove(ctx context.Context, id string) error {
+	if err := c.stop(ctx, id); err != nil {
+		return err
+	}
+	ctx, cancel := c.remaining(ctx, "remove it")
+	defer cancel()
+	asked := false
+	return c.until(ctx, func(ctx context.Context) (bool, error) {
+		if !asked {
+			_, err := c.call(ctx, http.MethodDelete, "/vms/"+id, nil, nil)
+			asked = true
+			return notFound(err), ignoreNotFound(err)
+		}
+		vm, said, err := c.vm(ctx, id)
+		if said == ovirtsdk.VMSTATUS_DOWN { // the engine has given it up
+			asked = false
+		}
+		return vm == nil && err == nil, err
+	})
+}
+
+func ignoreNotFound(err error) error {
+	if notFound(err) {
+		return nil
+	}
+	return err
+}
+
+// grow makes a VM's disk as large as that. A disk that is larger already stays so.
+func (c *client) grow(ctx context.Context, id string, size bed.Size) error {
+	path := "/vms/" + id + "/diskattachments"
+	data, err := c.call(ctx, http.MethodGet, path, url.Values{"follow": {"disk"}}, nil)
+	attached, err := many(data, err, ovirtsdk.XMLDiskAttachmentReadMany)
+	if err != nil {
+		return err
+	}
+	all := attached.Slice()
+	i := slices.IndexFunc(all, func(a *ovirtsdk.DiskAttachment) bool { bootable, _ := a.Bootable(); return bootable })
+	if i < 0 {
+		return errors.New("it has no disk to boot from")
+	}
+	if disk, ok := all[i].Disk(); ok {
+		if have, ok := disk.ProvisionedSize(); ok && have >= int64(size) {
+			return nil
+		}
+	}
+	body, err := written(ovirtsdk.NewDiskAttachmentBuilder().Disk(ovirtsdk.NewDiskBuilder().ProvisionedSize(int64(size)).MustBuild()).MustBuild(), ovirtsdk.XMLDiskAttachmentWriteOne)
+	if err != nil {
+		return err
+	}
+	// A VM that is started while the disk still grows is refused for that, and started again.
+	_, err = c.call(ctx, http.MethodPut, path+"/"+idOf(all[i]), nil, body)
+	return err
+}
+
+// awaitDisk waits until a disk is not locked any more.
+func (c *client) awaitDisk(ctx context.Context, id string) error {
+	ctx, cancel := c.remaining(ctx, "make the disk")
+	defer cancel()
+	return c.until(ctx, func(ctx context.Context) (bool, error) {
+		data, err := c.call(ctx, http.MethodGet, "/disks/"+id, nil, nil)
+		disk, err := one(data, err, ovirtsdk.XMLDiskReadOne)
+		if err != nil {
+			return false, err
+		}
+		said, _ := disk.Status()
+		if said == ovirtsdk.DISKSTATUS_ILLEGAL {
+			return false, fmt.Errorf("the engine says that disk %s is illegal: what it was doing with it has failed; see its events", id)
+		}
+		return said == ovirtsdk.DISKSTATUS_OK, nil
+	})
+}
+
+// shared is what a bed's tag and its affinity group are called.
+func shared(bedName string) string { return "bedfellow-" + bedName }
+
+// label gives a VM its bed's tag, and puts it into the group that spreads the bed over hosts. Both are made with the bed's first node, and go
+// with its last: which may have been another's failure a moment ago.
+func (d *Driver) label(ctx context.Context, c *client, at place, id, bedName string) error {
+	err := d.labelled(ctx, c, at, id, bedName)
+	if notFound(err) {
+		d.mu.Lock()
+		delete(d.groups, bedName)
+		d.mu.Unlock()
+		err = d.labelled(ctx, c, at, id, bedName)
+	}
+	return err
+}
+
+func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName string) error {
+	d.mu.Lock() // nodes of one bed are made at once
+	err := d.shared(ctx, c, at, bedName)
+	group := d.groups[bedName]
+	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	tag, err := written(ovirtsdk.NewTagBuilder().Name(shared(bedName)).MustBuild(), ovirtsdk.XMLTagWriteOne)
+	if err != nil {
+		return err
+	}
+	if _, err := c.create(ctx, "/vms/"+id+"/tags", tag, byName(c, "/vms/"+id+"/tags", nil, shared(bedName), ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
+		return fmt.Errorf("tag it: %w", err)
+	}
+	if group == "" {
+		return nil
+	}
+	path := "/clusters/" + at.cluster + "/affinitygroups/" + group + "/vms"
+	member := []byte(`<vm id="` + id + `"/>`)
+	look := func(ctx context.Context) (string, error) {
+		data, err := c.call(ctx, http.MethodGet, path, nil, nil)
+		vms, err := many(data, err, ovirtsdk.XMLVmReadMany)
+		if err != nil || !slices.ContainsFunc(vms.Slice(), func(vm *ovirtsdk.Vm) bool { return idOf(vm) == id }) {
+			return "", err
+		}
+		return id, nil
+	}
+	if _, err := c.create(ctx, path, member, look); err != nil {
+		return fmt.Errorf("put it into the bed's affinity group: %w", err)
+	}
+	return nil
+}
+
+// shared makes a bed's tag and affinity group, unless they are there. The caller holds the mutex.
+func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string) error {
+	if _, done := d.groups[bedName]; done {
+		return nil
+	}
+	name := shared(bedName)
+	make := func(path string, body []byte, look func(context.Context) (string, error)) (string, error) {
+		if id, err := look(ctx); err != nil || id != "" {
+			return id, err
+		}
+		return c.create(ctx, path, body, look)
+	}
+	tag, err := written(ovirtsdk.NewTagBuilder().Name(name).Description(about(bedName)).MustBuild(), ovirtsdk.XMLTagWriteOne)
+	if err != nil {
+		return err
+	}
+	if _, err := make("/tags", tag, byName(c, "/tags", nil, name, ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
+		return fmt.Errorf("make the bed's tag: %w", err)
+	}
+	group := ""
+	if d.settings.Spread {
+		path := "/clusters/" + at.cluster + "/affinitygroups"
+		// Apart, as far as there are hosts: a bed of more nodes than hosts must come up too.
+		body, err := written(ovirtsdk.NewAffinityGroupBuilder().Name(name).Description(about(bedName)).
+			VmsRule(ovirtsdk.NewAffinityRuleBuilder().Enabled(true).Enforcing(false).Positive(false).MustBuild()).MustBuild(), ovirtsdk.XMLAffinityGroupWriteOne)
+		if err != nil {
+			return err
+		}
+		if group, err = make(path, body, byName(c, path, nil, name, ovirtsdk.XMLAffinityGroupReadMany, (*ovirtsdk.AffinityGroupSlice).Slice)); err != nil {
+			return fmt.Errorf("make the bed's affinity group: %w", err)
+		}
+	}
+	d.groups[bedName] = group
+	return nil
+}
+
+// marked are the beds of which the engine has a tag or an affinity group.
+func (d *Driver) marked(ctx context.Context, c *client, at place) (tags, groups map[string]string, err error) {
+	tags, groups = map[string]string{}, map[string]string{}
+	data, err := c.call(ctx, http.MethodGet, "/tags", nil, nil)
+	allTags, err := many(data, err, ovirtsdk.XMLTagReadMany)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range allTags.Slice() {
+		if description, _ := t.Description(); strings.HasPrefix(description, about("")) {
+			tags[strings.TrimPrefix(description, about(""))] = idOf(t)
+		}
+	}
+	data, err = c.call(ctx, http.MethodGet, "/clusters/"+at.cluster+"/affinitygroups", nil, nil)
+	allGroups, err := many(data, err, ovirtsdk.XMLAffinityGroupReadMany)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, g := range allGroups.Slice() {
+		if description, _ := g.Description(); strings.HasPrefix(description, about("")) {
+			groups[strings.TrimPrefix(description, about(""))] = idOf(g)
+		}
+	}
+	return tags, groups, nil
+}
+
+// Owners lists the marks of all beds that the engine shows this user. A bed of which only what its nodes shared is left has a mark without
+// a state.
+func (d *Driver) Owners(ctx context.Context) ([]provision.Owner, error) {
+	c, at, err := d.placed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := d.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var owners []provision.Owner
+	for _, st := range all {
+		if !slices.Contains(owners, st.Owner) {
+			owners = append(owners, st.Owner)
+		}
+	}
+	tags, groups, err := d.marked(ctx, c, at)
+	if err != nil {
+		return nil, err
+	}
+	for _, of := range []map[string]string{tags, groups} {
+		for bedName := range of {
+			if !slices.ContainsFunc(owners, func(o provision.Owner) bool { return o.Bed == bedName }) {
+				owners = append(owners, provision.Owner{Bed: bedName})
+			}
+		}
+	}
+	return owners, nil
+}
+
+// Sweep removes what is left of a bed: VMs that were never finished, its tag and its affinity group.
+func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
+	left, err := d.List(ctx, owner.Bed)
+	if err != nil {
+		return err
+	}
+	for _, st := range left {
+		if !st.Owner.Same(owner) {
+			return &provision.ForeignError{Have: st.Owner, Want: owner}
+		}
+	}
+	for _, st := range left {
+		if err := d.Delete(ctx, st.Name); err != nil {
+			return err
+		}
+	}
+	c, err := d.connected(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.unlabel(ctx, owner.Bed), d.clearUploads(ctx, c))
+}
+
+// unlabel removes what a bed's nodes shared.
+func (d *Driver) unlabel(ctx context.Context, bedName string) error {
+	c, at, err := d.placed(ctx)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.groups, bedName)
+	tags, groups, err := d.marked(ctx, c, at)
+	if err != nil {
+		return err
+	}
+	if id := groups[bedName]; id != "" {
+		_, err = c.call(ctx, http.MethodDelete, "/clusters/"+at.cluster+"/affinitygroups/"+id, nil, nil)
+	}
+	if id := tags[bedName]; id != "" {
+		_, errTag := c.call(ctx, http.MethodDelete, "/tags/"+id, nil, nil)
+		err = errors.Join(ignoreNotFound(err), ignoreNotFound(errTag))
+	}
+	return ignoreNotFound(err)
+}

@@ -1,0 +1,12 @@
+package ovirt
+
+import "time"
+
+// Quick has the driver wait for milliseconds where it waits for seconds, and find the sshds of machines on a port.
+func (d *Driver) Quick(port int) {
+	d.port = port
+	d.timing = timing{request: 5 * time.Second, retry: 10 * time.Second, pause: 5 * time.Millisecond, most: 100 * time.Millisecond, poll: 4 * time.Millisecond, settle: 10 * time.Second, boot: 10 * time.Second}
+}
+
+// Bootless has machines come up within a time, or not.
+func (d *Driver) Bootless(within time.Duration) { d.timing.boot = within }

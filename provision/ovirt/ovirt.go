@@ -1,0 +1,511 @@
+// Package ovirt makes virtual machines on an oVirt engine, as the talk's were.
+//
+// Everything that it makes bears its bed's mark: a VM in its description and comment, in the very request that makes it. An engine does most
+// things after it has answered, and may do what it was asked for although the answer is lost; so no request that makes something is made
+// again before the engine has been asked whether that is there.
+package ovirt
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	ovirtsdk "github.com/ovirt/go-ovirt"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+// Driver makes machines on one engine. It is safe for concurrent use.
+type Driver struct {
+	settings Settings
+	timing   timing
+	log      *slog.Logger
+	port     int    // of machines' sshds
+	cache    string // directory for what uploads have come to, and for their locks
+
+	mu        sync.Mutex
+	client    *client
+	at        place
+	groups    map[string]string      // affinity groups by bed, whose tag is there too; empty without
+	templates map[string]*sync.Mutex // by image
+	made      map[string]string      // templates by image
+
+	looking chan struct{} // held by who looks
+	looked  time.Time
+	seen    map[string]*ovirtsdk.Vm // by id, as it was then
+}
+
+// New returns a driver for an engine. Nothing is asked of it yet. What uploads have come to is kept in cache, to be gone on with.
+func New(s Settings, cache string, log *slog.Logger) *Driver {
+	return &Driver{settings: s, timing: usualTiming(), port: 22, cache: cache, log: log, groups: map[string]string{}, templates: map[string]*sync.Mutex{}, made: map[string]string{}, looking: make(chan struct{}, 1)}
+}
+
+var (
+	_ provision.Driver  = (*Driver)(nil)
+	_ provision.Fitter  = (*Driver)(nil)
+	_ provision.Sweeper = (*Driver)(nil)
+
+	_ provision.ImageKeeper = (*Driver)(nil)
+)
+
+// Info tells what the driver is.
+func (d *Driver) Info() provision.Info {
+	return provision.Info{Name: "ovirt", SSH: true, Image: bed.VM, RootlessKubernetes: true, DiskLimit: true, Concurrency: cmp.Or(d.settings.Concurrency, defaultConcurrency)}
+}
+
+// Requests is how many requests of the engine's API were made so far, tokens and images' data left out.
+func (d *Driver) Requests() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client == nil {
+		return 0
+	}
+	return d.client.requests.Load()
+}
+
+func (d *Driver) connected(ctx context.Context) (*client, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.client != nil {
+		return d.client, nil
+	}
+	c, err := connect(ctx, d.settings, d.timing, d.log)
+	if err != nil {
+		return nil, err
+	}
+	d.client = c
+	return c, nil
+}
+
+// placed is connected, with the place that machines are made at.
+func (d *Driver) placed(ctx context.Context) (*client, place, error) {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return nil, place{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.at == (place{}) {
+		at, problems, err := c.where(ctx)
+		if err := errors.Join(err, problems.Err()); err != nil {
+			return nil, place{}, err
+		}
+		d.at = at
+	}
+	return c, d.at, nil
+}
+
+// Check asks the engine whether it is there, lets the user in, and has what the settings name.
+func (d *Driver) Check(ctx context.Context) []bed.Problem {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timing.retry/12, errors.New("no answer came")) // who asks this waits for it
+	defer cancel()
+	c, err := d.connected(ctx)
+	if err == nil {
+		var about string
+		if about, err = c.describe(ctx); err == nil {
+			d.log.Debug("engine", "is", about)
+			var problems bed.Problems
+			if _, problems, err = c.where(ctx); err == nil {
+				if d.settings.Insecure {
+					progress.Note(ctx, "ovirt.insecure: nobody checks whether %s is the engine that it says it is; give its CA with ovirt.caFile or ovirt.fingerprint", d.settings.URL)
+				}
+				return problems
+			}
+		}
+	}
+	remedy := "see whether the engine runs, and the keys ovirt.… of the stack"
+	if strings.Contains(err.Error(), "x509:") {
+		remedy = "give the CA of this engine with ovirt.caFile, as " + strings.TrimSuffix(d.settings.URL, "/api") + "/services/pki-resource?resource=ca-certificate&format=X509-PEM-CA has it, or its SHA-256 with ovirt.fingerprint"
+	}
+	return []bed.Problem{{Key: "ovirt.url", Value: d.settings.URL, Host: true, Reason: err.Error(), Remedy: remedy}}
+}
+
+// Fit looks whether there are addresses for all.
+func (d *Driver) Fit(_ context.Context, machines []provision.Machine) []bed.Problem {
+	if have := len(d.settings.Addresses); have > 0 {
+		for _, m := range machines {
+			if m.Index >= have {
+				return []bed.Problem{{Key: "ovirt.addresses", Value: fmt.Sprintf("%s-%s", d.settings.Addresses[0].Addr(), d.settings.Addresses[have-1]), Host: true,
+					Reason: fmt.Sprintf("has %d addresses, and the bed %d nodes", have, len(machines)), Remedy: "give more, or ask for fewer nodes"}}
+			}
+		}
+	}
+	return nil
+}
+
+// found are the VMs that a search finds, those of ours.
+func (c *client) found(ctx context.Context, query url.Values) (vms []*ovirtsdk.Vm, marks []mark, err error) {
+	query.Set("follow", "reported_devices")
+	data, err := c.call(ctx, http.MethodGet, "/vms", query, nil)
+	list, err := many(data, err, ovirtsdk.XMLVmReadMany)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, vm := range list.Slice() {
+		if m, ok := readMark(vm); ok {
+			vms, marks = append(vms, vm), append(marks, m)
+		}
+	}
+	return vms, marks, nil
+}
+
+// node finds a node's VM, whatever it is called now. nil is none.
+func (c *client) node(ctx context.Context, name string) (*ovirtsdk.Vm, mark, error) {
+	vms, marks, err := c.found(ctx, url.Values{"search": {`description="` + strings.TrimSuffix(aboutAll, "*") + `*node ` + name + `"`}})
+	if err != nil {
+		return nil, mark{}, err
+	}
+	for i, m := range marks {
+		if m.Name == name {
+			return vms[i], m, nil
+		}
+	}
+	return nil, mark{}, nil
+}
+
+// Read tells how the machine is.
+func (d *Driver) Read(ctx context.Context, name string) (provision.Status, error) {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return provision.Status{}, err
+	}
+	vm, m, err := c.node(ctx, name)
+	if err != nil {
+		return provision.Status{}, fmt.Errorf("node %s: %w", name, err)
+	}
+	if vm == nil {
+		return provision.Status{}, fmt.Errorf("node %s: %w", name, provision.ErrNotFound)
+	}
+	return d.status(vm, m), nil
+}
+
+// List shows the machines of all beds, or of one.
+func (d *Driver) List(ctx context.Context, owner string) ([]provision.Status, error) {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	query := url.Values{"search": {`description="` + aboutAll + `"`}}
+	if owner != "" {
+		query.Set("search", `description="`+about(owner)+`,*"`)
+	}
+	vms, marks, err := c.found(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	var all []provision.Status
+	for i, vm := range vms {
+		if owner == "" || marks[i].Owner.Bed == owner {
+			all = append(all, d.status(vm, marks[i]))
+		}
+	}
+	slices.SortFunc(all, func(a, b provision.Status) int { return cmp.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+// Create adopts, starts again or makes the machine. See provision.Driver. One that was stopped and is otherwise as asked for comes up with the
+// disk it has.
+func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.Status, err error) {
+	c, at, err := d.placed(ctx)
+	if err != nil {
+		return st, fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	vm, have, err := c.node(ctx, m.Name)
+	if err != nil {
+		return st, fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	if vm != nil && !have.Owner.Same(m.Owner) {
+		return st, &provision.ForeignError{Have: have.Owner, Want: m.Owner}
+	}
+	step := progress.Start(ctx, "boot %s", m.Name)
+	defer func() { step.EndWith(st.Address, err) }()
+	if vm != nil && have.Owner == m.Owner && have.Digest == m.Digest() && have.Frame == frame(m, d.settings) && have.Ready {
+		st, err = d.mend(ctx, c, vm, have, m)
+		if err == nil || ctx.Err() != nil {
+			return st, err
+		}
+		progress.Note(ctx, "node %s did not come up with the disk it had, and is made anew: %v", m.Name, err)
+	}
+	if vm != nil {
+		if err := c.remove(ctx, idOf(vm)); err != nil {
+			return st, fmt.Errorf("node %s: remove the one that is not as asked for: %w", m.Name, err)
+		}
+	}
+	template, err := d.template(ctx, c, at, m)
+	if err != nil {
+		return st, fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			clean, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), d.timing.retry, errors.New("the engine took too long to take it away again"))
+			defer cancel()
+			err = errors.Join(err, d.undo(clean, c, m))
+		}
+	}()
+	if st, err = d.make(ctx, c, at, template, m); err != nil {
+		return provision.Status{}, fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	return st, nil
+}
+
+// undo removes what a failed Create made; never what is another's, who may have been quicker by the same name.
+func (d *Driver) undo(ctx context.Context, c *client, m provision.Machine) error {
+	vm, have, err := c.node(ctx, m.Name)
+	if err != nil || vm == nil || have.Owner != m.Owner {
+		return err
+	}
+	return d.Delete(ctx, m.Name)
+}
+
+// make makes a VM and starts it.
+func (d *Driver) make(ctx context.Context, c *client, at place, template string, m provision.Machine) (st provision.Status, err error) {
+	want, err := render(m, d.settings, at.cluster, template)
+	if err != nil {
+		return st, err
+	}
+	body, err := written(want, ovirtsdk.XMLVmWriteOne)
+	if err != nil {
+		return st, err
+	}
+	id, err := c.create(ctx, "/vms", body, func(ctx context.Context) (string, error) {
+		vm, have, err := c.node(ctx, m.Name)
+		if vm == nil || have.Digest != m.Digest() {
+			return "", err
+		}
+		return idOf(vm), nil
+	})
+	if err != nil {
+		return st, nameTaken(err, m.Name)
+	}
+	vm, err := c.awaitVM(ctx, id, "be made", ovirtsdk.VMSTATUS_DOWN, d.look)
+	if err != nil {
+		return st, err
+	}
+	nic, err := written(ovirtsdk.NewNicBuilder().Name("nic1").Interface(ovirtsdk.NICINTERFACE_VIRTIO).
+		VnicProfile(ovirtsdk.NewVnicProfileBuilder().Id(at.vnicProfile).MustBuild()).MustBuild(), ovirtsdk.XMLNicWriteOne)
+	if err != nil {
+		return st, err
+	}
+	if _, err := c.create(ctx, "/vms/"+id+"/nics", nic, byName(c, "/vms/"+id+"/nics", nil, "nic1", ovirtsdk.XMLNicReadMany, (*ovirtsdk.NicSlice).Slice)); err != nil {
+		return st, fmt.Errorf("give it a network interface: %w", err)
+	}
+	if m.Disk > 0 {
+		if err := c.grow(ctx, id, m.Disk); err != nil {
+			return st, fmt.Errorf("give its disk %s: %w", m.Disk, err)
+		}
+	}
+	if err := d.label(ctx, c, at, id, m.Owner.Bed); err != nil {
+		return st, err
+	}
+	have, _ := readMark(want)
+	if st, err = d.boot(ctx, c, vm, have, m); err != nil {
+		return st, err
+	}
+	have.Ready = true
+	return st, c.change(ctx, id, ovirtsdk.NewVmBuilder().Comment(have.String()))
+}
+
+// nameTaken explains the refusal of a name that somebody else's VM has.
+func nameTaken(err error, name string) error {
+	var f *Fault
+	if errors.As(err, &f) && strings.Contains(f.Detail, "already in use") {
+		return fmt.Errorf("the engine has a VM called %s that is none of Bedfellow's; rename it there, or give the bed another name with -c name=…: %w", name, err)
+	}
+	return err
+}
+
+// mend has a machine that is as asked for run and answer.
+func (d *Driver) mend(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark, m provision.Machine) (provision.Status, error) {
+	id, changed := idOf(vm), ovirtsdk.NewVmBuilder()
+	cpus, memory := has(vm)
+	name, _ := vm.Name()
+	resized := cpus != m.CPUs || memory != int(m.Memory/bed.MiB)
+	if resized {
+		if err := c.stop(ctx, id); err != nil {
+			return provision.Status{}, err
+		}
+		vm.SetStatus(ovirtsdk.VMSTATUS_DOWN)
+		sizes(changed, m, d.settings)
+	}
+	if later := !have.Expires.Equal(m.Expires); resized || later || name != m.Name {
+		have.Expires = m.Expires
+		if err := c.change(ctx, id, changed.Name(m.Name).Comment(have.String())); err != nil {
+			return provision.Status{}, err
+		}
+	}
+	if _, err := d.boot(ctx, c, vm, have, m); err != nil {
+		return provision.Status{}, err
+	}
+	return d.Read(ctx, m.Name)
+}
+
+// boot starts a VM unless it runs, and waits until its sshd shows the pinned host key. vm is how it was a moment ago.
+func (d *Driver) boot(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark, m provision.Machine) (provision.Status, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timing.boot, fmt.Errorf("it was not up within %s; see its console and its events in the engine", d.timing.boot))
+	defer cancel()
+	id := idOf(vm)
+	have.Ready = true
+	for next := pauses(d.timing.poll); ; {
+		said, _ := vm.Status()
+		st := d.status(vm, have)
+		switch said {
+		case ovirtsdk.VMSTATUS_DOWN, ovirtsdk.VMSTATUS_SUSPENDED, ovirtsdk.VMSTATUS_PAUSED:
+			start, err := written(ovirtsdk.NewActionBuilder().UseCloudInit(true).MustBuild(), ovirtsdk.XMLActionWriteOne)
+			if err != nil {
+				return st, err
+			}
+			// Twice is once here: a second start of what starts is refused.
+			if _, err := c.create(ctx, "/vms/"+id+"/start", start, func(ctx context.Context) (string, error) { return c.running(ctx, id) }); err != nil {
+				return st, fmt.Errorf("start it: %w", err)
+			}
+		case ovirtsdk.VMSTATUS_UP, ovirtsdk.VMSTATUS_POWERING_UP:
+			if st.Address != "" && remote.Answers(ctx, remote.Target{Name: m.Name, Address: st.Address, Port: st.Port, HostKey: m.HostPublicKey}) == nil {
+				return st, nil
+			}
+		}
+		if !sleep(ctx, next()) {
+			at := "and its guest agent has told no address"
+			if st.Address != "" {
+				at = "and no sshd with its key answers at " + st.Address
+			}
+			return st, fmt.Errorf("%w (the engine says that it is %s, %s)", context.Cause(ctx), said, at)
+		}
+		now, _, err := d.look(ctx, c, id)
+		if err == nil && now == nil {
+			err = errors.New("somebody has removed its VM meanwhile")
+		}
+		if err != nil {
+			return st, err
+		}
+		vm = now
+	}
+}
+
+// pauses are those between looks at what the engine is doing: they become longer.
+func pauses(poll time.Duration) func() time.Duration {
+	n := 0
+	return func() time.Duration {
+		n = min(n+1, 3)
+		return time.Duration(n) * 5 * poll / 2
+	}
+}
+
+// look is how a VM of ours is, nil if it is gone, seen no longer ago than a poll takes: those who wait at one time share a look at all VMs. The
+// caller has waited that long since it did something itself.
+func (d *Driver) look(ctx context.Context, c *client, id string) (*ovirtsdk.Vm, ovirtsdk.VmStatus, error) {
+	select {
+	case d.looking <- struct{}{}:
+		defer func() { <-d.looking }()
+	case <-ctx.Done():
+		return nil, "", context.Cause(ctx)
+	}
+	if now := time.Now(); now.Sub(d.looked) >= d.timing.poll {
+		vms, _, err := c.found(ctx, url.Values{"search": {`description="` + aboutAll + `"`}})
+		if err != nil {
+			return nil, "", err
+		}
+		d.seen, d.looked = map[string]*ovirtsdk.Vm{}, now
+		for _, vm := range vms {
+			d.seen[idOf(vm)] = vm
+		}
+	}
+	vm := d.seen[id]
+	if vm == nil {
+		return nil, "", nil
+	}
+	said, _ := vm.Status()
+	return vm, said, nil
+}
+
+// running says, by the VM's id, that it is on its way up.
+func (c *client) running(ctx context.Context, id string) (string, error) {
+	data, err := c.call(ctx, http.MethodGet, "/vms/"+id, nil, nil)
+	vm, err := one(data, err, ovirtsdk.XMLVmReadOne)
+	if err != nil {
+		return "", err
+	}
+	if said, _ := vm.Status(); said == ovirtsdk.VMSTATUS_DOWN {
+		return "", nil
+	}
+	return id, nil
+}
+
+// Update changes CPUs and memory and lets the disk grow in place, by a stop and a start; for anything else the machine is made anew.
+func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Status, error) {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return provision.Status{}, err
+	}
+	vm, have, err := c.node(ctx, m.Name)
+	if err != nil {
+		return provision.Status{}, fmt.Errorf("node %s: %w", m.Name, err)
+	}
+	shrinks := m.Disk > 0 && int(m.Disk/bed.MiB) < have.DiskMiB
+	if vm == nil || have.Owner != m.Owner || have.Frame != frame(m, d.settings) || have.Digest == m.Digest() || !have.Ready || shrinks {
+		return d.Create(ctx, m)
+	}
+	id := idOf(vm)
+	if err := c.stop(ctx, id); err != nil {
+		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
+	}
+	if int(m.Disk/bed.MiB) > have.DiskMiB {
+		if err := c.grow(ctx, id, m.Disk); err != nil {
+			return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
+		}
+	}
+	now := markOf(m, d.settings, have.Address)
+	now.Ready = true
+	if err := c.change(ctx, id, sizes(ovirtsdk.NewVmBuilder(), m, d.settings).Comment(now.String())); err != nil {
+		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
+	}
+	return d.Create(ctx, m) // which starts it
+}
+
+// Delete removes the VM and its disk, and with the bed's last one what they shared.
+func (d *Driver) Delete(ctx context.Context, name string) error {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return err
+	}
+	vm, have, err := c.node(ctx, name)
+	if err != nil || vm == nil {
+		return err
+	}
+	if err := c.remove(ctx, idOf(vm)); err != nil {
+		return fmt.Errorf("remove node %s: %w", name, err)
+	}
+	left, err := d.List(ctx, have.Owner.Bed)
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	return d.unlabel(ctx, have.Owner.Bed)
+}
+
+// remaining is how long a wait of the engine's own work may still take, as a context.
+func (c *client) remaining(ctx context.Context, what string) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, c.timing.settle, fmt.Errorf("the engine took more than %s to %s", c.timing.settle, what))
+}
+
+// until looks again and again, ever less often, until the look is content.
+func (c *client) until(ctx context.Context, look func(context.Context) (bool, error)) error {
+	for next := pauses(c.timing.poll); ; {
+		done, err := look(ctx)
+		if err != nil || done {
+			return err
+		}
+		if !sleep(ctx, next()) {
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,215 @@
+package ovirt
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/template"
+	"time"
+
+	ovirtsdk "github.com/ovirt/go-ovirt"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+// mark is what a VM's comment says of whose it is and what it was made as, in JSON. It comes with the VM, in one request: none is without.
+type mark struct {
+	Name          string          `json:"name"` // the node's, whatever somebody has called the VM since
+	Owner         provision.Owner `json:"owner"`
+	Index         int             `json:"index"`
+	Digest        string          `json:"digest"`
+	Frame         string          `json:"frame"` // of what cannot be changed in place
+	HostPublicKey string          `json:"hostPublicKey"`
+	CPUs          int             `json:"cpus"`
+	MemoryMiB     int             `json:"memoryMiB"`
+	DiskMiB       int             `json:"diskMiB,omitempty"`
+	Address       string          `json:"address,omitempty"` // one that was given
+	Expires       time.Time       `json:"expires,omitzero"`
+	Ready         bool            `json:"ready"` // it was up once; written last
+}
+
+// about is the description of everything of a bed's, by which it is found.
+func about(bedName string) string { return "Bedfellow: bed " + bedName }
+
+// aboutNode is a node's.
+func aboutNode(bedName, node string) string { return about(bedName) + ", node " + node }
+
+const aboutAll = "Bedfellow: *"
+
+func markOf(m provision.Machine, s Settings, address string) mark {
+	return mark{
+		Name: m.Name, Owner: m.Owner, Index: m.Index, Digest: m.Digest(), Frame: frame(m, s), HostPublicKey: m.HostPublicKey,
+		CPUs: m.CPUs, MemoryMiB: int(m.Memory / bed.MiB), DiskMiB: int(m.Disk / bed.MiB), Address: address, Expires: m.Expires,
+	}
+}
+
+// frame is a fingerprint of what a machine must be made anew for.
+func frame(m provision.Machine, s Settings) string {
+	m.CPUs, m.Memory, m.Disk, m.Slow = 0, 0, 0, false
+	address := ""
+	if m.Index < len(s.Addresses) {
+		address = s.Addresses[m.Index].String() + s.Gateway.String()
+	}
+	sum := sha256.Sum256(fmt.Append(nil, m.Digest(), []string{s.DataCenter, s.Cluster, s.StorageDomain, s.VnicProfile, s.Template, address}))
+	return hex.EncodeToString(sum[:16])
+}
+
+func (m mark) String() string {
+	data, err := json.Marshal(m)
+	if err != nil {
+		panic(err) // a struct of strings and numbers
+	}
+	return string(data)
+}
+
+// readMark is the mark of a VM of ours.
+func readMark(vm *ovirtsdk.Vm) (m mark, ok bool) {
+	comment, _ := vm.Comment()
+	description, _ := vm.Description()
+	if !strings.HasPrefix(description, strings.TrimSuffix(aboutAll, "*")) {
+		return m, false
+	}
+	return m, json.Unmarshal([]byte(comment), &m) == nil && m.Name != ""
+}
+
+//go:embed boot.sh
+var bootScript string
+
+// userID is that of the bed's user in every image.
+const userID = 1000
+
+// renderBoot fills in the cloud-config that makes a booting machine the node it is. It holds its private host key.
+func renderBoot(m provision.Machine) (string, error) {
+	t, err := template.New("boot.sh").Parse(bootScript)
+	if err != nil {
+		return "", err
+	}
+	var script strings.Builder
+	if err := t.Execute(&script, map[string]any{
+		"Name": m.Name, "User": m.User, "UserID": userID, "HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey),
+		"AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
+	}); err != nil {
+		return "", err
+	}
+	// The engine puts its own keys before these, and says itself that it is a cloud-config. JSON is YAML.
+	command, err := json.Marshal([]string{"sh", "-c", script.String()})
+	return "bootcmd:\n- " + string(command) + "\n", err
+}
+
+// sizes are what of a VM can be changed in place.
+func sizes(b *ovirtsdk.VmBuilder, m provision.Machine, s Settings) *ovirtsdk.VmBuilder {
+	sockets := s.Sockets
+	for m.CPUs%sockets != 0 { // cores are whole
+		sockets--
+	}
+	topology := ovirtsdk.NewCpuTopologyBuilder().Sockets(int64(sockets)).Cores(int64(m.CPUs / sockets)).Threads(1).MustBuild()
+	memory := int64(m.Memory)
+	return b.Cpu(ovirtsdk.NewCpuBuilder().Topology(topology).MustBuild()).Memory(memory).
+		MemoryPolicy(ovirtsdk.NewMemoryPolicyBuilder().Guaranteed(memory / 100 * int64(s.Guaranteed)).Max(4 * memory).MustBuild())
+}
+
+// render is a machine as the engine is to make it.
+func render(m provision.Machine, s Settings, cluster, template string) (*ovirtsdk.Vm, error) {
+	address := ""
+	script, err := renderBoot(m)
+	if err != nil {
+		return nil, err
+	}
+	start := ovirtsdk.NewInitializationBuilder().HostName(m.Name).CustomScript(script)
+	if len(s.Addresses) > 0 {
+		at := s.Addresses[m.Index]
+		address = at.Addr().String()
+		ip := ovirtsdk.NewIpBuilder().Version(ovirtsdk.IPVERSION_V4).Address(address).Netmask(netmask(at.Bits()))
+		if s.Gateway.IsValid() && m.Network == "outbound" {
+			ip.Gateway(s.Gateway.String())
+		}
+		nic := ovirtsdk.NewNicConfigurationBuilder().Name("eth0").OnBoot(true).BootProtocol(ovirtsdk.BOOTPROTOCOL_STATIC).Ip(ip.MustBuild()).MustBuild()
+		start.NicConfigurationsOfAny(nic)
+	}
+	return sizes(ovirtsdk.NewVmBuilder(), m, s).
+		Name(m.Name).Description(aboutNode(m.Owner.Bed, m.Name)).Comment(markOf(m, s, address).String()).
+		Cluster(ovirtsdk.NewClusterBuilder().Id(cluster).MustBuild()).Template(ovirtsdk.NewTemplateBuilder().Id(template).MustBuild()).
+		Initialization(start.MustBuild()).Build()
+}
+
+func netmask(bits int) string {
+	m := ^uint32(0) << (32 - bits)
+	return fmt.Sprintf("%d.%d.%d.%d", m>>24, m>>16&255, m>>8&255, m&255)
+}
+
+// status tells how a VM of ours is.
+func (d *Driver) status(vm *ovirtsdk.Vm, m mark) provision.Status {
+	st := provision.Status{
+		Name: m.Name, Owner: m.Owner, Digest: m.Digest, HostPublicKey: m.HostPublicKey, Incarnation: idOf(vm), Expires: m.Expires,
+		Address: m.Address, BedAddress: m.Address, Port: d.port,
+	}
+	if m.Address == "" {
+		st.Address = reported(vm)
+		st.BedAddress = st.Address
+	}
+	said, _ := vm.Status()
+	switch said {
+	case ovirtsdk.VMSTATUS_UP, ovirtsdk.VMSTATUS_POWERING_UP, ovirtsdk.VMSTATUS_REBOOT_IN_PROGRESS, ovirtsdk.VMSTATUS_MIGRATING:
+		st.State = provision.Running
+	case ovirtsdk.VMSTATUS_DOWN, ovirtsdk.VMSTATUS_SUSPENDED, ovirtsdk.VMSTATUS_PAUSED, ovirtsdk.VMSTATUS_POWERING_DOWN:
+		st.State, st.Detail = provision.Stopped, "the engine says that it is "+string(said)
+	default:
+		st.State, st.Detail = provision.Broken, "the engine says that it is "+string(said)
+	}
+	if !m.Ready {
+		st.State, st.Detail = provision.Broken, "half made"
+	}
+	if cpus, memory := has(vm); cpus != m.CPUs || memory != m.MemoryMiB { // what was made is no longer so
+		st.Digest, st.Detail = "", fmt.Sprintf("has %d CPUs and %d MiB, and was made with %d and %d", cpus, memory, m.CPUs, m.MemoryMiB)
+	}
+	if name, _ := vm.Name(); name != m.Name {
+		st.Digest, st.Detail = "", "is called "+name+" in the engine"
+	}
+	return st
+}
+
+// has are a VM's CPUs and memory.
+func has(vm *ovirtsdk.Vm) (cpus, memoryMiB int) {
+	if cpu, ok := vm.Cpu(); ok {
+		if t, ok := cpu.Topology(); ok {
+			product := int64(1)
+			for _, n := range []func() (int64, bool){t.Sockets, t.Cores, t.Threads} {
+				if v, ok := n(); ok {
+					product *= v
+				}
+			}
+			cpus = int(product)
+		}
+	}
+	memory, _ := vm.Memory()
+	return cpus, int(bed.Size(memory) / bed.MiB)
+}
+
+// reported is the address that the guest's agent tells: of its first interface that is none of a container's.
+func reported(vm *ovirtsdk.Vm) string {
+	devices, ok := vm.ReportedDevices()
+	if !ok {
+		return ""
+	}
+	for _, d := range devices.Slice() {
+		name, _ := d.Name()
+		if !strings.HasPrefix(name, "e") {
+			continue
+		}
+		ips, ok := d.Ips()
+		if !ok {
+			continue
+		}
+		for _, ip := range ips.Slice() {
+			version, _ := ip.Version()
+			if a, ok := ip.Address(); ok && version == ovirtsdk.IPVERSION_V4 && !strings.HasPrefix(a, "169.254.") {
+				return a
+			}
+		}
+	}
+	return ""
+}
