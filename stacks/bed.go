@@ -28,6 +28,7 @@ type BedArgs struct {
 	Network           string                 `pulumi:"network"`
 	Slow              bool                   `pulumi:"slow,optional"`
 	TTL               string                 `pulumi:"ttl,optional"`
+	Settings          map[string]string      `pulumi:"settings,optional" provider:"secret"`
 	// State is the URL of the Pulumi state that knows the bed, part of the owner mark; found by itself when empty.
 	State string    `pulumi:"state,optional"`
 	Nodes []BedNode `pulumi:"nodes"`
@@ -62,7 +63,8 @@ func (b *Bed) Annotate(a infer.Annotator) {
 // Annotate describes the inputs in the schema.
 func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Name, "Unique on a host; begins the nodes' names.")
-	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, sim.")
+	a.Describe(&b.Settings, "The driver's own settings, by the names of its configuration keys.")
+	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, ovirt, sim.")
 	a.Describe(&b.Image, "What is on their disks, such as debian-12.")
 	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
 	a.Describe(&b.WorkloadManager, "slurm or flux")
@@ -79,7 +81,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 
 // NewBed makes a bed.
 func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.ResourceOption) (*Bed, error) {
-	d, err := drivers.Open(args.Driver, drivers.Settings{})
+	d, err := drivers.Open(args.Driver, drivers.Settings{Ovirt: args.Settings})
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +120,9 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		"nodes":  nodes, "network": pulumi.String(args.Network), "user": pulumi.String(User), "userPrivateKey": k.UserPrivateKey,
 		"userPublicKey": k.UserPublicKey, "hostKeys": k.HostKeys, "hostPublicKeys": k.HostPublicKeys,
 		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
+	}
+	if len(args.Settings) > 0 {
+		poolInputs["settings"] = pulumi.ToSecret(pulumi.ToStringMap(args.Settings))
 	}
 	digest := pulumi.String("").ToStringOutput()
 	if on.Image != "" {

@@ -47,6 +47,7 @@ func program(ctx *pulumi.Context, state string) error {
 		return err
 	}
 	spec, problems := bed.Parse(ctx.Stack(), values, Known())
+	problems = append(problems, drivers.CheckSettings(spec.Driver, spec.Settings)...)
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
 	}
@@ -72,7 +73,7 @@ func OwnerState(url, stack string) string { return url + "#" + stack }
 func Args(s bed.Spec, state string) BedArgs {
 	args := BedArgs{
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
-		State: state,
+		State: state, Settings: s.Settings,
 	}
 	if s.WorkloadManager == "flux" {
 		args.Flux = FluxOf(s.Flux)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +25,7 @@ func (a *app) doctor() *cobra.Command {
 	c := &cobra.Command{
 		Use: "doctor", Short: "Say what this host can serve, each problem with its remedy",
 		RunE: func(c *cobra.Command, _ []string) error {
-			names := drivers.Names()
+			names := drivers.Reachable(drivers.Settings{})
 			if driver != "" {
 				names = []string{driver}
 			}
@@ -225,14 +226,65 @@ func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Imag
 	return store, chosen, nil
 }
 
+// sweepImages lists what engines keep of images and no machine uses, and removes it if it is to.
+func (a *app) sweepImages(ctx context.Context, remove bool) error {
+	type line struct {
+		Driver string `json:"driver"`
+		provision.KeptImage
+		Removed bool `json:"removed"`
+	}
+	lines := []line{}
+	for _, name := range drivers.Reachable(drivers.Settings{}) {
+		d, err := drivers.Open(name, drivers.Settings{})
+		if err != nil {
+			return err
+		}
+		keeper, ok := d.(provision.ImageKeeper)
+		if !ok {
+			continue
+		}
+		kept, err := keeper.KeptImages(ctx)
+		if err != nil {
+			return err
+		}
+		for _, image := range kept {
+			if image.Used > 0 {
+				continue
+			}
+			if remove {
+				if err := keeper.RemoveImage(ctx, image.ID); err != nil {
+					return err
+				}
+			}
+			lines = append(lines, line{name, image, remove})
+		}
+	}
+	return a.print(lines, func() {
+		for _, l := range lines {
+			verb := ""
+			if l.Removed {
+				verb = "removed: "
+			}
+			fmt.Printf("%s%s (%s) of image %s\n", verb, l.Name, l.Driver, l.Digest)
+		}
+		if len(lines) == 0 {
+			fmt.Println("nothing: engines are those that OVIRT_URL names, and every image there is used, or there is none")
+		}
+	})
+}
+
 func (a *app) sweep() *cobra.Command {
-	var remove bool
+	var remove, ofImages bool
 	var owner string
 	c := &cobra.Command{
 		Use: "sweep", Short: "List beds on this host that no state here knows; remove what is named",
-		Long: "Lists the beds on this host that this folder's stacks do not know, with the state each belongs to. --delete --owner BED\n" +
-			"removes the named bed, whoever's it is: the way to be rid of a bed whose state is lost. Images are not touched.",
+		Long: "Lists the beds on this host, and on the engine that OVIRT_URL names, that this folder's stacks do not know, with the state each belongs\n" +
+			"to. --delete --owner BED removes the named bed, whoever's it is: the way to be rid of a bed whose state is lost. Images are not touched.\n" +
+			"--images lists what engines keep of images and no machine uses; --images --delete removes that.",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if ofImages {
+				return a.sweepImages(c.Context(), remove)
+			}
 			if remove && owner == "" {
 				return bed.Problems{{Key: "--delete", Reason: "removes only what is named", Remedy: "add --owner BED"}}
 			}
@@ -248,7 +300,7 @@ func (a *app) sweep() *cobra.Command {
 				Removed  bool            `json:"removed"`
 			}
 			lines := []line{}
-			for _, name := range drivers.Names() {
+			for _, name := range drivers.Reachable(drivers.Settings{}) {
 				d, err := drivers.Open(name, drivers.Settings{})
 				if err != nil {
 					return err
@@ -297,7 +349,8 @@ func (a *app) sweep() *cobra.Command {
 			})
 		},
 	}
-	c.Flags().BoolVar(&remove, "delete", false, "remove the bed that --owner names")
+	c.Flags().BoolVar(&ofImages, "images", false, "images that engines keep, not beds")
+	c.Flags().BoolVar(&remove, "delete", false, "remove the bed that --owner names, or the images that no machine uses")
 	c.Flags().StringVar(&owner, "owner", "", "name of a bed")
 	return c
 }

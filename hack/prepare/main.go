@@ -42,6 +42,9 @@ func packages(driver string) []images.Tool {
 		return append(images.Tools(bed.VM), ssh, images.Tool{Program: "qemu-system-x86_64", Package: "qemu-system-x86"},
 			images.Tool{Program: "/usr/share/OVMF/OVMF_CODE.fd", Package: "ovmf"}) // a UEFI, to test that images boot with one
 	}
+	if driver == "ovirt" {
+		return append(images.Tools(bed.VM), ssh)
+	}
 	return append(images.Tools(bed.Tree), ssh, images.Tool{Program: "systemd-nspawn", Package: "systemd-container"})
 }
 
@@ -50,7 +53,7 @@ const limaVersion = "2.2.0"
 
 func main() {
 	image := flag.String("image", "", "image to bake, such as debian-12; none by default")
-	driver := flag.String("driver", "nspawn", "the driver to prepare for: nspawn, or lima")
+	driver := flag.String("driver", "nspawn", "the driver to prepare for: nspawn, lima or ovirt")
 	pulumi := flag.String("pulumi", "", "the Pulumi version to want")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -62,8 +65,8 @@ func main() {
 }
 
 func run(ctx context.Context, driver, image, pulumi string) error {
-	if driver != "nspawn" && driver != "lima" {
-		return fmt.Errorf("there is nothing to prepare for a driver %q; there is nspawn, lima", driver)
+	if driver != "nspawn" && driver != "lima" && driver != "ovirt" {
+		return fmt.Errorf("there is nothing to prepare for a driver %q; there is nspawn, lima, ovirt", driver)
 	}
 	lacking := lacking(driver)
 	if len(lacking) > 0 {

@@ -26,6 +26,8 @@ func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
 		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.network", "kubernetes.mtu",
+		"ovirt.url", "ovirt.username", "ovirt.password", "ovirt.token", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
+		"ovirt.storageDomain", "ovirt.vnicProfile", "ovirt.template", "ovirt.addresses", "ovirt.gateway", "ovirt.spread", "ovirt.sockets", "ovirt.guaranteed", "ovirt.concurrency",
 	}
 }
 
@@ -66,6 +68,7 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 		p.problem("flux", s.Flux, "names a Flux artifact, and the bed's workload manager is "+s.WorkloadManager, "write -c workloadManager=flux, or take it back with -c flux=")
 	}
 	s.FluxSettings = p.fluxSettings(s)
+	s.Settings = p.driverSettings(s.Driver)
 	s.KubernetesNetwork = p.kubernetesNetwork(s)
 	if v := p.text("ttl", ""); v != "" {
 		d, err := time.ParseDuration(v)
@@ -83,6 +86,26 @@ func Parse(stack string, values map[string]string, known Known) (Spec, Problems)
 	}
 	sort.SliceStable(p.problems, func(i, j int) bool { return p.problems[i].Key < p.problems[j].Key })
 	return s, p.problems
+}
+
+// driverSettings are the values of a driver's own keys, without its name before them.
+func (p *parser) driverSettings(driver string) map[string]string {
+	settings := map[string]string{}
+	for key, value := range p.values {
+		of, name, _ := strings.Cut(key, ".")
+		if of != "ovirt" || !slices.Contains(Keys(), key) || value == "" {
+			continue
+		}
+		if of != driver {
+			if name == "password" || name == "token" {
+				value = "…"
+			}
+			p.problem(key, value, "is about driver "+of+", and the bed's is "+driver, "write -c driver="+of+", or take it back with -c "+key+"=")
+			continue
+		}
+		settings[name] = value
+	}
+	return settings
 }
 
 func (p *parser) fluxSettings(s Spec) (f FluxSettings) {

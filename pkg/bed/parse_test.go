@@ -12,7 +12,7 @@ import (
 )
 
 func known() bed.Known {
-	return bed.Known{Drivers: []string{"nspawn", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
+	return bed.Known{Drivers: []string{"nspawn", "ovirt", "sim"}, Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
 }
 
 func TestParseFillsIn(t *testing.T) {
@@ -70,6 +70,17 @@ func TestParseKubernetesNetwork(t *testing.T) {
 		_, problems = bed.Parse("k", map[string]string{key: v}, known())
 		assert.ErrorContains(t, problems.Err(), "write -c kubernetes=usernetes", key)
 	}
+}
+
+func TestKeysOfADriver(t *testing.T) {
+	s, problems := bed.Parse("o", map[string]string{"driver": "ovirt", "ovirt.cluster": "HPC", "ovirt.url": "https://engine/ovirt-engine/api"}, known())
+	require.NoError(t, problems.Err())
+	assert.Equal(t, map[string]string{"cluster": "HPC", "url": "https://engine/ovirt-engine/api"}, s.Settings)
+	_, problems = bed.Parse("o", map[string]string{"ovirt.password": "secret"}, known())
+	assert.ErrorContains(t, problems.Err(), "write -c driver=ovirt")
+	assert.NotContains(t, problems.Err().Error(), "secret")
+	_, problems = bed.Parse("o", map[string]string{"driver": "ovirt", "ovirt.clustr": "HPC"}, known())
+	assert.ErrorContains(t, problems.Err(), "did you mean ovirt.cluster?")
 }
 
 func TestExitCode(t *testing.T) {

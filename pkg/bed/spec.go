@@ -18,7 +18,7 @@ const (
 // Spec is a test bed as asked for. Parse makes one from configuration; a Spec from Parse without problems is valid.
 type Spec struct {
 	Name              string            // of the bed; unique on a host
-	Driver            string            // who makes the machines: nspawn, lima, sim
+	Driver            string            // who makes the machines: nspawn, lima, ovirt, sim
 	Image             string            // what is on their disks: debian-12
 	WorkloadManager   string            // slurm, flux
 	Kubernetes        string            // none, usernetes
@@ -28,6 +28,7 @@ type Spec struct {
 	Flux              string            // path or URL of a Flux artifact; empty leaves it to the environment or the lock
 	FluxSettings      FluxSettings      // of a system instance
 	TTL               time.Duration     // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
+	Settings          map[string]string // of the driver, by its own keys without its name; some are secrets
 	Pools             []Pool            // in order; the first node of the first pool is the control node
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/drivers"
 )
 
 // Pool is a bed's machines of one driver. It is one resource, not one per machine: a file-backed state is written whole per
@@ -37,6 +39,7 @@ type PoolArgs struct {
 	HostPublicKeys map[string]string `pulumi:"hostPublicKeys"`
 	TTL            string            `pulumi:"ttl,optional"`
 	Slow           bool              `pulumi:"slow,optional"`
+	Settings       map[string]string `pulumi:"settings,optional" provider:"secret"`
 }
 
 // PoolNode is one machine as asked for.
@@ -89,7 +92,8 @@ func (r *Pool) Annotate(a infer.Annotator) {
 
 // Annotate describes the inputs in the schema.
 func (r *PoolArgs) Annotate(a infer.Annotator) {
-	a.Describe(&r.Driver, "Who makes the machines: nspawn, lima, sim.")
+	a.Describe(&r.Driver, "Who makes the machines: nspawn, lima, ovirt, sim.")
+	a.Describe(&r.Settings, "The driver's own settings, by the names of its configuration keys.")
 	a.Describe(&r.Owner, "The mark on everything the pool makes.")
 	a.Describe(&r.Nodes, "The machines, in order.")
 	a.Describe(&r.Image, "Path of the image they boot from.")
@@ -116,11 +120,14 @@ func (r *Pool) Check(ctx context.Context, req infer.CheckRequest) (infer.CheckRe
 	if err != nil || len(failures) > 0 {
 		return infer.CheckResponse[PoolArgs]{Inputs: args, Failures: failures}, err
 	}
-	d, err := r.host.driver(args.Driver)
+	d, err := r.host.driver(args.Driver, args.Settings)
 	if err != nil {
 		return infer.CheckResponse[PoolArgs]{}, err
 	}
-	problems := d.Check(ctx)
+	problems := []bed.Problem(drivers.CheckSettings(args.Driver, args.Settings))
+	if len(problems) == 0 {
+		problems = d.Check(ctx)
+	}
 	if fitter, ok := d.(provision.Fitter); ok && len(args.Nodes) > 0 {
 		problems = append(problems, fitter.Fit(ctx, machines(args, time.Time{}))...)
 	}
@@ -191,7 +198,7 @@ func (r *Pool) Update(ctx context.Context, req infer.UpdateRequest[PoolArgs, Poo
 func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine) (PoolState, error) {
 	ctx, done := withProgress(ctx)
 	defer done()
-	d, err := r.host.driver(state.Driver)
+	d, err := r.host.driver(state.Driver, state.Settings)
 	if err != nil {
 		return state, err
 	}
@@ -303,7 +310,7 @@ func (r *Pool) Read(ctx context.Context, req infer.ReadRequest[PoolArgs, PoolSta
 	ctx, done := withProgress(ctx)
 	defer done()
 	state := req.State
-	d, err := r.host.driver(state.Driver)
+	d, err := r.host.driver(state.Driver, state.Settings)
 	if err != nil {
 		return infer.ReadResponse[PoolArgs, PoolState]{}, err
 	}
@@ -359,6 +366,7 @@ func (r *Pool) Diff(_ context.Context, req infer.DiffRequest[PoolArgs, PoolState
 	mark("user", p.Update, old.User != now.User || old.UserPrivateKey != now.UserPrivateKey)
 	mark("hostKeys", p.Update, !reflect.DeepEqual(old.HostPublicKeys, now.HostPublicKeys))
 	mark("slow", p.Update, old.Slow != now.Slow)
+	mark("settings", p.Update, !maps.Equal(old.Settings, now.Settings))
 	mark("ttl", p.Update, old.TTL != now.TTL)
 	digests := map[string]string{} // a run that was killed may have left a machine of another spec than the state's
 	for _, m := range machines(now, time.Time{}) {
@@ -380,7 +388,7 @@ func (r *Pool) Diff(_ context.Context, req infer.DiffRequest[PoolArgs, PoolState
 func (r *Pool) Delete(ctx context.Context, req infer.DeleteRequest[PoolState]) (infer.DeleteResponse, error) {
 	ctx, done := withProgress(ctx)
 	defer done()
-	d, err := r.host.driver(req.State.Driver)
+	d, err := r.host.driver(req.State.Driver, req.State.Settings)
 	if err != nil {
 		return infer.DeleteResponse{}, err
 	}

@@ -42,11 +42,11 @@ type Host struct {
 	Images string
 }
 
-func (h Host) driver(name string) (provision.Driver, error) {
+func (h Host) driver(name string, settings map[string]string) (provision.Driver, error) {
 	if h.OpenDriver != nil {
 		return h.OpenDriver(name)
 	}
-	return drivers.Open(name, drivers.Settings{SimJournal: os.Getenv(SimEnv)})
+	return drivers.Open(name, drivers.Settings{SimJournal: os.Getenv(SimEnv), Ovirt: settings})
 }
 
 func (h Host) images() (*images.Store, error) { return drivers.Images(h.Images) }

@@ -64,10 +64,11 @@ func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
 		}
 	}()
 	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
-	d, err := drivers.Open(spec.Driver, drivers.Settings{})
+	d, err := drivers.Open(spec.Driver, drivers.Settings{Ovirt: spec.Settings})
 	if err != nil { // an unknown driver is among the problems
 		return spec, problems
 	}
+	problems = append(problems, drivers.CheckSettings(spec.Driver, spec.Settings)...)
 	if len(problems) > 0 {
 		return spec, problems
 	}
@@ -233,8 +234,12 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 			return s.explain(ctx, "destroy", err)
 		}
 	}
-	for _, name := range drivers.Names() {
-		d, err := drivers.Open(name, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
+	settings := w.driverSettings()
+	for _, name := range drivers.Reachable(settings) {
+		if name == "ovirt" && len(settings.Ovirt) == 0 { // the environment's engine is none of this stack's
+			continue
+		}
+		d, err := drivers.Open(name, settings)
 		if err != nil {
 			return err
 		}
@@ -248,6 +253,12 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 		}
 	}
 	return w.forget()
+}
+
+// driverSettings are those of all drivers, as the configuration has them now.
+func (w *Workspace) driverSettings() drivers.Settings {
+	spec, _ := bed.Parse(w.Stack, w.values, stacks.Known())
+	return drivers.Settings{SimJournal: w.stackDir("sim.journal"), Ovirt: spec.Settings}
 }
 
 // discard removes the stack, its history included, from the state.

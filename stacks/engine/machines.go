@@ -20,7 +20,7 @@ type Machine struct {
 
 // Machines asks the driver and each running node, side by side, in the order of the inventory. It records nothing.
 func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error) {
-	d, err := drivers.Open(s.Inventory.Driver, drivers.Settings{SimJournal: w.stackDir("sim.journal")})
+	d, err := drivers.Open(s.Inventory.Driver, w.driverSettings())
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,92 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/images"
+	"github.com/bedfellow/bedfellow/pkg/results"
+	"github.com/bedfellow/bedfellow/provision/drivers"
+	"github.com/bedfellow/bedfellow/provision/ovirt/enginetest"
+)
+
+// TestOvirt brings the talk's seven nodes up by driver ovirt, on a fake engine whose virtual machines are containers here: real nodes. LAMMPS
+// runs on them; what somebody does to one of them is seen and mended; commands are killed; and in the end the engine has what it had.
+func TestOvirt(t *testing.T) {
+	if !strings.HasPrefix(*stackFlag, "lima") {
+		t.Skip("needs what makes disks of virtual machines: `make e2e STACK=lima-ci` has it")
+	}
+	tree := newPlace(t, "ovirt", "quickstart", "e2e-ovirt")
+	var image images.Image
+	require.NoError(t, json.Unmarshal([]byte(tree.ok(t, "image", "build", "debian-12", "-o", "json").stdout), &image))
+	before := census(t)
+	machines, err := drivers.Open("nspawn", drivers.Settings{})
+	require.NoError(t, err)
+	latency := enginetest.Usual()
+	e, err := enginetest.Start("", latency, enginetest.NewNodes(machines, image.Path))
+	require.NoError(t, err)
+	t.Cleanup(e.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, e.CA, 0o600))
+	for name, value := range map[string]string{"OVIRT_URL": e.URL, "OVIRT_USERNAME": e.Username, "OVIRT_PASSWORD": "wrong", "OVIRT_CAFILE": ca} {
+		t.Setenv(name, value)
+	}
+	p := newPlace(t, "ovirt", "quickstart", "e2e-ovirt")
+	p.stack = "ovirt"
+	settings := []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt"}
+	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "ovirt.password")
+	t.Setenv("OVIRT_PASSWORD", e.Password)
+	p.fails(t, 3, p.upArgs(append(settings, "ovirt.cluster=Defalt")...), "did you mean Default?")
+	p.fails(t, 2, p.upArgs(append(settings, "ovirt.guaranteed=much")...), "ovirt.guaranteed", "from 0 to 100")
+	assert.Empty(t, e.Census())
+	t.Cleanup(func() {
+		p.ok(t, "destroy", "-s", p.stack)
+		for _, left := range e.Census() {
+			assert.True(t, strings.HasPrefix(left, "template bedfellow-image-"), left)
+		}
+		same(t, before)
+	})
+	start := time.Now()
+	inv, c := p.up(t, settings...)
+	t.Logf("up took %s", time.Since(start).Round(time.Second))
+	require.Len(t, inv.Nodes, 7)
+	_, uploaded := c.step("done", "upload")
+	assert.True(t, uploaded)
+	t.Run("lammps", func(t *testing.T) {
+		r := p.kept(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "1", "-o", "json"}, small...)...)
+		assert.Equal(t, results.OK, r.Run.Status)
+		on := map[string]bool{}
+		for _, rank := range r.Run.Ranks {
+			on[rank.Node] = true
+		}
+		assert.Len(t, on, 6, "the first node serves")
+	})
+	t.Run("again", func(t *testing.T) {
+		calls := e.Calls()
+		p.noop(t)
+		now := e.Calls()
+		for call, n := range now {
+			if !strings.HasPrefix(call, "GET ") {
+				assert.Equal(t, calls[call], n, call)
+			}
+		}
+	})
+	t.Run("by hand", func(t *testing.T) {
+		require.True(t, e.Do(inv.Nodes[3].Name, enginetest.Erase))
+		require.True(t, e.Do(inv.Nodes[4].Name, enginetest.Resize(2, 1<<30)))
+		c := p.ok(t, "refresh", "-s", p.stack, "-o", "json")
+		assert.Contains(t, c.stderr, inv.Nodes[3].Name)
+		again, _ := p.up(t, settings...)
+		assert.NotEqual(t, inv.Nodes[3].Incarnation, again.Nodes[3].Incarnation)
+		assert.Equal(t, inv.Nodes[5].Incarnation, again.Nodes[5].Incarnation)
+		p.computes(t, again)
+	})
+	t.Run("kills", p.kills)
+}
