@@ -41,7 +41,7 @@ func TestOvirt(t *testing.T) {
 	p := newPlace(t, "ovirt", "quickstart", "e2e-ovirt")
 	p.stack = "ovirt"
 	settings := []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt"}
-	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "ovirt.password")
+	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "OVIRT_PASSWORD")
 	t.Setenv("OVIRT_PASSWORD", e.Password)
 	p.fails(t, 3, p.upArgs(append(settings, "ovirt.cluster=Defalt")...), "did you mean Default?")
 	p.fails(t, 2, p.upArgs(append(settings, "ovirt.guaranteed=much")...), "ovirt.guaranteed", "from 0 to 100")

@@ -28,7 +28,7 @@ type BedArgs struct {
 	Network           string                 `pulumi:"network"`
 	Slow              bool                   `pulumi:"slow,optional"`
 	TTL               string                 `pulumi:"ttl,optional"`
-	Settings          map[string]string      `pulumi:"settings,optional" provider:"secret"`
+	Settings          map[string]string      `pulumi:"settings,optional"`
 	// State is the URL of the Pulumi state that knows the bed, part of the owner mark; found by itself when empty.
 	State string    `pulumi:"state,optional"`
 	Nodes []BedNode `pulumi:"nodes"`
@@ -122,7 +122,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
 	}
 	if len(args.Settings) > 0 {
-		poolInputs["settings"] = pulumi.ToSecret(pulumi.ToStringMap(args.Settings))
+		poolInputs["settings"] = pulumi.ToStringMap(args.Settings)
 	}
 	digest := pulumi.String("").ToStringOutput()
 	if on.Image != "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision/drivers"
+	"github.com/bedfellow/bedfellow/provision/ovirt"
 )
 
 // Namespace of the configuration keys.
@@ -73,8 +74,9 @@ func OwnerState(url, stack string) string { return url + "#" + stack }
 func Args(s bed.Spec, state string) BedArgs {
 	args := BedArgs{
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
-		State: state, Settings: s.Settings,
+		State: state,
 	}
+	_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine is the environment's
 	if s.WorkloadManager == "flux" {
 		args.Flux = FluxOf(s.Flux)
 		if s.FluxSettings != (bed.FluxSettings{}) {

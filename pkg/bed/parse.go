@@ -26,7 +26,7 @@ func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
 		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.network", "kubernetes.mtu",
-		"ovirt.url", "ovirt.username", "ovirt.password", "ovirt.token", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
+		"ovirt.url", "ovirt.username", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
 		"ovirt.storageDomain", "ovirt.vnicProfile", "ovirt.template", "ovirt.addresses", "ovirt.gateway", "ovirt.spread", "ovirt.sockets", "ovirt.guaranteed", "ovirt.concurrency",
 	}
 }
@@ -97,9 +97,6 @@ func (p *parser) driverSettings(driver string) map[string]string {
 			continue
 		}
 		if of != driver {
-			if name == "password" || name == "token" {
-				value = "…"
-			}
 			p.problem(key, value, "is about driver "+of+", and the bed's is "+driver, "write -c driver="+of+", or take it back with -c "+key+"=")
 			continue
 		}

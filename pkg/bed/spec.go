@@ -28,7 +28,7 @@ type Spec struct {
 	Flux              string            // path or URL of a Flux artifact; empty leaves it to the environment or the lock
 	FluxSettings      FluxSettings      // of a system instance
 	TTL               time.Duration     // how long the bed is meant to live; 0 is forever. Stamped on every machine for the sweep
-	Settings          map[string]string // of the driver, by its own keys without its name; some are secrets
+	Settings          map[string]string // of the driver, by its own keys without its name
 	Pools             []Pool            // in order; the first node of the first pool is the control node
 }
 

@@ -16,3 +16,19 @@ grep -qxF '{{.AuthorizedKey}}' "$keys" || echo '{{.AuthorizedKey}}' >>"$keys"
 chown {{.UserID}}:{{.UserID}} '/home/{{.User}}' "${keys%/*}" "$keys"
 chmod 700 "${keys%/*}"
 chmod 600 "$keys"
+{{- if .Address}}
+
+# Whatever the interface is called.
+mkdir -p /etc/systemd/network
+cat >/etc/systemd/network/05-bedfellow.network <<'BEDFELLOW'
+[Match]
+Driver=virtio_net
+
+[Network]
+Address={{.Address}}
+{{- if .Gateway}}
+Gateway={{.Gateway}}
+{{- end}}
+BEDFELLOW
+systemctl --job-mode=ignore-dependencies restart systemd-networkd
+{{- end}}

@@ -77,18 +77,18 @@ func (f *Fault) busy() bool {
 	if f.Status != http.StatusConflict && f.Status != http.StatusBadRequest {
 		return false
 	}
-	for _, text := range []string{"elated operation is currently in progress", "is locked", "are locked", "Image Locked", "being locked", "is being used by", "Please try again", "is in progress"} {
+	for _, text := range []string{"elated operation is currently in progress", "is locked", "are locked", "Image Locked", "being locked", "Please try again", "is in progress"} {
 		if strings.Contains(f.Detail, text) || strings.Contains(f.Reason, text) {
 			return true
 		}
 	}
-	return f.Status == http.StatusConflict && f.Detail == ""
+	return false
 }
 
 // notFound says that there is no such thing in the engine.
 func notFound(err error) bool {
 	var f *Fault
-	return errors.As(err, &f) && f.Status == http.StatusNotFound
+	return errors.As(err, &f) && (f.Status == http.StatusNotFound || strings.Contains(f.Detail, "Entity not found"))
 }
 
 // uncertainError is a request that may have been done: the answer did not come.
@@ -165,7 +165,7 @@ func (c *client) authorization(ctx context.Context, old string) (string, error) 
 		return c.token, nil
 	}
 	if c.settings.Password == "" {
-		return "", &refusedError{fmt.Errorf("the engine at %s does not take the token: it has expired, or is another engine's; give a new one with ovirt.token, or ovirt.username and ovirt.password", c.settings.URL)}
+		return "", &refusedError{fmt.Errorf("the engine at %s does not take the token: it has expired, or is another engine's; give a new one with OVIRT_TOKEN, or OVIRT_USERNAME and OVIRT_PASSWORD", c.settings.URL)}
 	}
 	form := url.Values{"grant_type": {"password"}, "scope": {"ovirt-app-api"}, "username": {c.settings.Username}, "password": {c.settings.Password}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.root()+"/sso/oauth/token", strings.NewReader(form.Encode()))
@@ -192,7 +192,7 @@ func (c *client) authorization(ctx context.Context, old string) (string, error) 
 		if resp.StatusCode >= http.StatusInternalServerError {
 			return "", &unsentError{fmt.Errorf("the engine gives no token: %s", resp.Status)}
 		}
-		return "", &refusedError{fmt.Errorf("the engine at %s does not let %s in: %s %s; see ovirt.username, which has the profile's name as in admin@internal, and ovirt.password", c.settings.URL, c.settings.Username, said.Code, said.Error)}
+		return "", &refusedError{fmt.Errorf("the engine at %s does not let %s in: %s %s; see OVIRT_USERNAME, which has the profile's name as in admin@internal, and OVIRT_PASSWORD", c.settings.URL, c.settings.Username, said.Code, said.Error)}
 	}
 	c.token = said.Token
 	return c.token, nil
@@ -230,11 +230,13 @@ func (c *client) call(ctx context.Context, method, path string, query url.Values
 		isFault := errors.As(err, &fault)
 		switch {
 		case isFault && fault.Status == http.StatusUnauthorized && !renewed:
-			renewed = true
-			if _, err := c.authorization(ctx, token); errors.As(err, new(*refusedError)) {
-				return nil, err
+			_, errToken := c.authorization(ctx, token)
+			if errors.As(errToken, new(*refusedError)) {
+				return nil, errToken
 			}
-			continue
+			if renewed = errToken == nil; renewed {
+				continue
+			}
 		case errors.As(err, new(*refusedError)), errors.As(err, new(*tls.CertificateVerificationError)):
 			return nil, err
 		case isFault && fault.busy(), errors.As(err, &unsent):

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
 
@@ -17,34 +18,42 @@ import (
 )
 
 // create asks for something to be made, and returns its id. Whenever it is not known whether that was done, look tells: it returns the id of
-// what is there, or none.
+// what is there, or none. A request that is under way when the context ends is waited for, or nobody would know what to take away.
 func (c *client) create(ctx context.Context, path string, body []byte, look func(context.Context) (string, error)) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
 	defer cancel()
-	for pause := c.timing.pause; ; pause = min(2*pause, c.timing.most) {
-		answer, err := c.call(ctx, http.MethodPost, path, nil, body)
+	var uncertain *uncertainError
+	for pause := c.timing.pause; ctx.Err() == nil; pause = min(2*pause, c.timing.most) {
+		answer, err := c.post(ctx, path, body)
 		if err == nil {
 			return rootID(answer), nil
 		}
-		var uncertain *uncertainError
-		if !errors.As(err, &uncertain) {
-			// Also what was made by a request whose answer was lost is refused the second time.
-			if id, errLook := look(ctx); errLook == nil && id != "" {
-				return id, nil
-			}
+		refused := !errors.As(err, &uncertain)
+		if refused && uncertain == nil {
 			return "", err
 		}
+		// What was made by a request whose answer was lost may be there now, or soon, and is refused the second time.
 		if !sleep(ctx, pause) {
-			return "", errors.Join(context.Cause(ctx), err)
+			return "", errors.Join(context.Cause(ctx), uncertain)
 		}
 		id, errLook := look(ctx)
-		if errLook != nil {
-			return "", errors.Join(err, errLook)
+		if errLook != nil || id != "" {
+			return id, errLook
 		}
-		if id != "" {
-			return id, nil
+		if refused && pause >= c.timing.most {
+			return "", err
 		}
 	}
+	return "", context.Cause(ctx)
+}
+
+// post is a call that the context's end does not cut short.
+func (c *client) post(ctx context.Context, path string, body []byte) ([]byte, error) {
+	under, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(c.timing.request/4, cancel) })
+	defer stop()
+	return c.call(under, http.MethodPost, path, nil, body)
 }
 
 // rootID is the id of an answer's object, of whatever kind.
@@ -135,7 +144,7 @@ func (c *client) stop(ctx context.Context, id string) error {
 		if err != nil || vm == nil || said == ovirtsdk.VMSTATUS_DOWN {
 			return true, err
 		}
-		if said == ovirtsdk.VMSTATUS_IMAGE_LOCKED || said == ovirtsdk.VMSTATUS_POWERING_DOWN {
+		if said == ovirtsdk.VMSTATUS_IMAGE_LOCKED {
 			return false, nil
 		}
 		// To be stopped twice is to be stopped.
@@ -231,19 +240,19 @@ func shared(bedName string) string { return "bedfellow-" + bedName }
 func (d *Driver) label(ctx context.Context, c *client, at place, id, bedName string) error {
 	err := d.labelled(ctx, c, at, id, bedName)
 	if notFound(err) {
-		d.mu.Lock()
+		d.labelling.Lock()
 		delete(d.groups, bedName)
-		d.mu.Unlock()
+		d.labelling.Unlock()
 		err = d.labelled(ctx, c, at, id, bedName)
 	}
 	return err
 }
 
 func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName string) error {
-	d.mu.Lock() // nodes of one bed are made at once
+	d.labelling.Lock() // nodes of one bed are made at once
 	err := d.shared(ctx, c, at, bedName)
 	group := d.groups[bedName]
-	d.mu.Unlock()
+	d.labelling.Unlock()
 	if err != nil {
 		return err
 	}
@@ -309,27 +318,38 @@ func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string
 	return nil
 }
 
-// marked are the beds of which the engine has a tag or an affinity group.
-func (d *Driver) marked(ctx context.Context, c *client, at place) (tags, groups map[string]string, err error) {
+// marked are the beds of which the engine has a tag, and those of which it has an affinity group in any cluster; by paths.
+func (d *Driver) marked(ctx context.Context, c *client) (tags, groups map[string]string, err error) {
 	tags, groups = map[string]string{}, map[string]string{}
+	note := func(in map[string]string, path string, id string, description string) {
+		if bedName, ours := strings.CutPrefix(description, about("")); ours {
+			in[bedName] = path + "/" + id
+		}
+	}
 	data, err := c.call(ctx, http.MethodGet, "/tags", nil, nil)
 	allTags, err := many(data, err, ovirtsdk.XMLTagReadMany)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, t := range allTags.Slice() {
-		if description, _ := t.Description(); strings.HasPrefix(description, about("")) {
-			tags[strings.TrimPrefix(description, about(""))] = idOf(t)
-		}
+		description, _ := t.Description()
+		note(tags, "/tags", idOf(t), description)
 	}
-	data, err = c.call(ctx, http.MethodGet, "/clusters/"+at.cluster+"/affinitygroups", nil, nil)
-	allGroups, err := many(data, err, ovirtsdk.XMLAffinityGroupReadMany)
+	data, err = c.call(ctx, http.MethodGet, "/clusters", nil, nil)
+	clusters, err := many(data, err, ovirtsdk.XMLClusterReadMany)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, g := range allGroups.Slice() {
-		if description, _ := g.Description(); strings.HasPrefix(description, about("")) {
-			groups[strings.TrimPrefix(description, about(""))] = idOf(g)
+	for _, cluster := range clusters.Slice() {
+		path := "/clusters/" + idOf(cluster) + "/affinitygroups"
+		data, err = c.call(ctx, http.MethodGet, path, nil, nil)
+		allGroups, err := many(data, err, ovirtsdk.XMLAffinityGroupReadMany)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, g := range allGroups.Slice() {
+			description, _ := g.Description()
+			note(groups, path, idOf(g), description)
 		}
 	}
 	return tags, groups, nil
@@ -338,7 +358,7 @@ func (d *Driver) marked(ctx context.Context, c *client, at place) (tags, groups 
 // Owners lists the marks of all beds that the engine shows this user. A bed of which only what its nodes shared is left has a mark without
 // a state.
 func (d *Driver) Owners(ctx context.Context) ([]provision.Owner, error) {
-	c, at, err := d.placed(ctx)
+	c, err := d.connected(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -352,7 +372,7 @@ func (d *Driver) Owners(ctx context.Context) ([]provision.Owner, error) {
 			owners = append(owners, st.Owner)
 		}
 	}
-	tags, groups, err := d.marked(ctx, c, at)
+	tags, groups, err := d.marked(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -391,23 +411,38 @@ func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 
 // unlabel removes what a bed's nodes shared.
 func (d *Driver) unlabel(ctx context.Context, bedName string) error {
-	c, at, err := d.placed(ctx)
+	c, err := d.connected(ctx)
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.labelling.Lock()
+	defer d.labelling.Unlock()
 	delete(d.groups, bedName)
-	tags, groups, err := d.marked(ctx, c, at)
+	tags, groups, err := d.marked(ctx, c)
 	if err != nil {
 		return err
 	}
-	if id := groups[bedName]; id != "" {
-		_, err = c.call(ctx, http.MethodDelete, "/clusters/"+at.cluster+"/affinitygroups/"+id, nil, nil)
+	for _, path := range []string{groups[bedName], tags[bedName]} {
+		if path != "" {
+			_, errDelete := c.call(ctx, http.MethodDelete, path, nil, nil)
+			err = errors.Join(err, ignoreNotFound(errDelete))
+		}
 	}
-	if id := tags[bedName]; id != "" {
-		_, errTag := c.call(ctx, http.MethodDelete, "/tags/"+id, nil, nil)
-		err = errors.Join(ignoreNotFound(err), ignoreNotFound(errTag))
+	return err
+}
+
+// clearNICs removes the network interfaces that a VM has of its template.
+func (c *client) clearNICs(ctx context.Context, id string) error {
+	path := "/vms/" + id + "/nics"
+	data, err := c.call(ctx, http.MethodGet, path, nil, nil)
+	nics, err := many(data, err, ovirtsdk.XMLNicReadMany)
+	if err != nil {
+		return err
 	}
-	return ignoreNotFound(err)
+	for _, nic := range nics.Slice() {
+		if _, err := c.call(ctx, http.MethodDelete, path+"/"+idOf(nic), nil, nil); ignoreNotFound(err) != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -34,12 +34,15 @@ type Driver struct {
 	port     int    // of machines' sshds
 	cache    string // directory for what uploads have come to, and for their locks
 
-	mu        sync.Mutex
-	client    *client
-	at        place
-	groups    map[string]string      // affinity groups by bed, whose tag is there too; empty without
-	templates map[string]*sync.Mutex // by image
-	made      map[string]string      // templates by image
+	placing sync.Mutex
+	at      place
+
+	labelling sync.Mutex
+	groups    map[string]string // affinity groups by bed, whose tag is there too; empty without
+
+	mu     sync.Mutex
+	client *client
+	made   map[string]string // templates by their names
 
 	looking chan struct{} // held by who looks
 	looked  time.Time
@@ -48,7 +51,7 @@ type Driver struct {
 
 // New returns a driver for an engine. Nothing is asked of it yet. What uploads have come to is kept in cache, to be gone on with.
 func New(s Settings, cache string, log *slog.Logger) *Driver {
-	return &Driver{settings: s, timing: usualTiming(), port: 22, cache: cache, log: log, groups: map[string]string{}, templates: map[string]*sync.Mutex{}, made: map[string]string{}, looking: make(chan struct{}, 1)}
+	return &Driver{settings: s, timing: usualTiming(), port: 22, cache: cache, log: log, groups: map[string]string{}, made: map[string]string{}, looking: make(chan struct{}, 1)}
 }
 
 var (
@@ -94,8 +97,8 @@ func (d *Driver) placed(ctx context.Context) (*client, place, error) {
 	if err != nil {
 		return nil, place{}, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.placing.Lock()
+	defer d.placing.Unlock()
 	if d.at == (place{}) {
 		at, problems, err := c.where(ctx)
 		if err := errors.Join(err, problems.Err()); err != nil {
@@ -116,7 +119,11 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 		if about, err = c.describe(ctx); err == nil {
 			d.log.Debug("engine", "is", about)
 			var problems bed.Problems
-			if _, problems, err = c.where(ctx); err == nil {
+			_, problems, err = c.where(ctx)
+			if err == nil { // not every user may see them all
+				_, err = c.call(ctx, http.MethodGet, "/vms", url.Values{"max": {"1"}}, nil)
+			}
+			if err == nil {
 				if d.settings.Insecure {
 					progress.Note(ctx, "ovirt.insecure: nobody checks whether %s is the engine that it says it is; give its CA with ovirt.caFile or ovirt.fingerprint", d.settings.URL)
 				}
@@ -225,17 +232,20 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	if err != nil {
 		return st, fmt.Errorf("node %s: %w", m.Name, err)
 	}
-	if vm != nil && !have.Owner.Same(m.Owner) {
+	if vm != nil && have.Owner.State != "" && !have.Owner.Same(m.Owner) {
 		return st, &provision.ForeignError{Have: have.Owner, Want: m.Owner}
 	}
 	step := progress.Start(ctx, "boot %s", m.Name)
 	defer func() { step.EndWith(st.Address, err) }()
-	if vm != nil && have.Owner == m.Owner && have.Digest == m.Digest() && have.Frame == frame(m, d.settings) && have.Ready {
+	if vm != nil && have.Owner == m.Owner && have.Digest == m.Digest() && have.Frame == frame(m, d.settings) && have.VM != "" {
 		st, err = d.mend(ctx, c, vm, have, m)
-		if err == nil || ctx.Err() != nil {
+		if !errors.As(err, new(*remote.HostKeyError)) { // somebody else is on that disk; anything else may pass, and what is on it is worth keeping
+			if err != nil {
+				err = fmt.Errorf("node %s: %w; remove its VM in the engine, and `bed up` makes it anew", m.Name, err)
+			}
 			return st, err
 		}
-		progress.Note(ctx, "node %s did not come up with the disk it had, and is made anew: %v", m.Name, err)
+		progress.Note(ctx, "node %s is made anew: %v", m.Name, err)
 	}
 	if vm != nil {
 		if err := c.remove(ctx, idOf(vm)); err != nil {
@@ -250,7 +260,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 		if err != nil {
 			clean, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), d.timing.retry, errors.New("the engine took too long to take it away again"))
 			defer cancel()
-			err = errors.Join(err, d.undo(clean, c, m))
+			err = errors.Join(err, d.undo(clean, c, m, errors.As(err, new(*uncertainError))))
 		}
 	}()
 	if st, err = d.make(ctx, c, at, template, m); err != nil {
@@ -260,12 +270,21 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 }
 
 // undo removes what a failed Create made; never what is another's, who may have been quicker by the same name.
-func (d *Driver) undo(ctx context.Context, c *client, m provision.Machine) error {
-	vm, have, err := c.node(ctx, m.Name)
-	if err != nil || vm == nil || have.Owner != m.Owner {
-		return err
+// What the engine was asked for without an answer may come late.
+func (d *Driver) undo(ctx context.Context, c *client, m provision.Machine, late bool) error {
+	end := time.Now().Add(d.timing.most)
+	for {
+		vm, have, err := c.node(ctx, m.Name)
+		if err != nil || vm != nil && have.Owner != m.Owner {
+			return err
+		}
+		if vm != nil {
+			return d.Delete(ctx, m.Name)
+		}
+		if !late || time.Now().After(end) || !sleep(ctx, d.timing.pause) {
+			return nil
+		}
 	}
-	return d.Delete(ctx, m.Name)
 }
 
 // make makes a VM and starts it.
@@ -292,6 +311,11 @@ func (d *Driver) make(ctx context.Context, c *client, at place, template string,
 	if err != nil {
 		return st, err
 	}
+	if d.settings.Template != "" { // which may have interfaces of its own
+		if err := c.clearNICs(ctx, id); err != nil {
+			return st, err
+		}
+	}
 	nic, err := written(ovirtsdk.NewNicBuilder().Name("nic1").Interface(ovirtsdk.NICINTERFACE_VIRTIO).
 		VnicProfile(ovirtsdk.NewVnicProfileBuilder().Id(at.vnicProfile).MustBuild()).MustBuild(), ovirtsdk.XMLNicWriteOne)
 	if err != nil {
@@ -312,7 +336,7 @@ func (d *Driver) make(ctx context.Context, c *client, at place, template string,
 	if st, err = d.boot(ctx, c, vm, have, m); err != nil {
 		return st, err
 	}
-	have.Ready = true
+	have.VM = id
 	return st, c.change(ctx, id, ovirtsdk.NewVmBuilder().Comment(have.String()))
 }
 
@@ -330,7 +354,7 @@ func (d *Driver) mend(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 	id, changed := idOf(vm), ovirtsdk.NewVmBuilder()
 	cpus, memory := has(vm)
 	name, _ := vm.Name()
-	resized := cpus != m.CPUs || memory != int(m.Memory/bed.MiB)
+	resized := cpus != m.CPUs || memory != int(m.Memory/bed.MiB) || have.Shape != d.settings.shape()
 	if resized {
 		if err := c.stop(ctx, id); err != nil {
 			return provision.Status{}, err
@@ -339,7 +363,7 @@ func (d *Driver) mend(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 		sizes(changed, m, d.settings)
 	}
 	if later := !have.Expires.Equal(m.Expires); resized || later || name != m.Name {
-		have.Expires = m.Expires
+		have.Expires, have.Shape = m.Expires, d.settings.shape()
 		if err := c.change(ctx, id, changed.Name(m.Name).Comment(have.String())); err != nil {
 			return provision.Status{}, err
 		}
@@ -355,7 +379,8 @@ func (d *Driver) boot(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timing.boot, fmt.Errorf("it was not up within %s; see its console and its events in the engine", d.timing.boot))
 	defer cancel()
 	id := idOf(vm)
-	have.Ready = true
+	have.VM = id
+	var deaf error
 	for next := pauses(d.timing.poll); ; {
 		said, _ := vm.Status()
 		st := d.status(vm, have)
@@ -370,14 +395,20 @@ func (d *Driver) boot(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 				return st, fmt.Errorf("start it: %w", err)
 			}
 		case ovirtsdk.VMSTATUS_UP, ovirtsdk.VMSTATUS_POWERING_UP:
-			if st.Address != "" && remote.Answers(ctx, remote.Target{Name: m.Name, Address: st.Address, Port: st.Port, HostKey: m.HostPublicKey}) == nil {
-				return st, nil
+			if st.Address != "" {
+				deaf = remote.Answers(ctx, remote.Target{Name: m.Name, Address: st.Address, Port: st.Port, HostKey: m.HostPublicKey})
+				if deaf == nil {
+					return st, nil
+				}
 			}
 		}
 		if !sleep(ctx, next()) {
 			at := "and its guest agent has told no address"
 			if st.Address != "" {
 				at = "and no sshd with its key answers at " + st.Address
+			}
+			if deaf != nil {
+				return st, fmt.Errorf("%w (the engine says that it is %s, %s: %w)", context.Cause(ctx), said, at, deaf)
 			}
 			return st, fmt.Errorf("%w (the engine says that it is %s, %s)", context.Cause(ctx), said, at)
 		}
@@ -452,7 +483,7 @@ func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Sta
 		return provision.Status{}, fmt.Errorf("node %s: %w", m.Name, err)
 	}
 	shrinks := m.Disk > 0 && int(m.Disk/bed.MiB) < have.DiskMiB
-	if vm == nil || have.Owner != m.Owner || have.Frame != frame(m, d.settings) || have.Digest == m.Digest() || !have.Ready || shrinks {
+	if vm == nil || have.Owner != m.Owner || have.Frame != frame(m, d.settings) || have.Digest == m.Digest() || have.VM == "" || shrinks {
 		return d.Create(ctx, m)
 	}
 	id := idOf(vm)
@@ -465,7 +496,7 @@ func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Sta
 		}
 	}
 	now := markOf(m, d.settings, have.Address)
-	now.Ready = true
+	now.VM = id
 	if err := c.change(ctx, id, sizes(ovirtsdk.NewVmBuilder(), m, d.settings).Comment(now.String())); err != nil {
 		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
 	}

@@ -1,11 +1,13 @@
 package ovirt
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,11 +37,33 @@ type Settings struct {
 
 const defaultConcurrency = 16
 
-// fromEnvironment are the usual variables of oVirt's own tools, by key.
+// ConnectionEnv has, in JSON, what a bed's configuration says of its engine, for the processes that `bed` starts. It goes before the usual
+// variables of oVirt's own tools.
+const ConnectionEnv = "BEDFELLOW_OVIRT"
+
+// Split parts what a bed's keys say of the engine and of who one is there from the rest. It is of the moment, and so is in no state: an engine
+// that has moved since would keep a bed from being removed.
+func Split(values map[string]string) (connection, rest map[string]string) {
+	connection, rest = map[string]string{}, map[string]string{}
+	for key, v := range values {
+		to := rest
+		if slices.Contains([]string{"url", "username", "caFile", "fingerprint", "insecure"}, key) {
+			to = connection
+		}
+		to[key] = v
+	}
+	return connection, rest
+}
+
+// fromEnvironment is what the environment says of an engine, by key.
 func fromEnvironment() map[string]string {
-	return map[string]string{
+	values := map[string]string{
 		"url": os.Getenv("OVIRT_URL"), "username": os.Getenv("OVIRT_USERNAME"), "password": os.Getenv("OVIRT_PASSWORD"), "token": os.Getenv("OVIRT_TOKEN"), "caFile": os.Getenv("OVIRT_CAFILE"),
 	}
+	if text := os.Getenv(ConnectionEnv); text != "" {
+		_ = json.Unmarshal([]byte(text), &values) // ours
+	}
+	return values
 }
 
 var fingerprint = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -95,7 +119,7 @@ func ReadSettings(values map[string]string) (Settings, bed.Problems) {
 		problem("url", s.URL, "is not that of an engine's API", "write https://"+at.Host+"/ovirt-engine/api")
 	}
 	if s.Token == "" && (s.Username == "" || s.Password == "") {
-		problem("username", s.Username, "and ovirt.password are to be given both, or ovirt.token", "set OVIRT_USERNAME, as in admin@internal, and OVIRT_PASSWORD")
+		problem("username", s.Username, "and OVIRT_PASSWORD are to be given both, or OVIRT_TOKEN", "set OVIRT_USERNAME, as in admin@internal, and OVIRT_PASSWORD")
 	}
 	if s.Fingerprint != "" && !fingerprint.MatchString(s.Fingerprint) {
 		problem("fingerprint", get("fingerprint"), "is not a SHA-256 fingerprint, which has 64 hexadecimal digits", "see `openssl x509 -in ca.pem -noout -fingerprint -sha256`")

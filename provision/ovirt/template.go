@@ -2,13 +2,16 @@ package ovirt
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
 	"golang.org/x/sys/unix"
@@ -18,12 +21,52 @@ import (
 	"github.com/bedfellow/bedfellow/provision"
 )
 
-// aboutImage is the description of what an image has become in an engine: a template, and on the way there a disk and a VM.
+// aboutImage is the description of the template that an image has become in an engine.
 func aboutImage(digest string) string { return "Bedfellow image " + digest }
 
-// imageName is what they are called. An engine has a name once.
-func imageName(digest string) string {
-	return "bedfellow-image-" + strings.TrimPrefix(digest, "sha256:")[:min(16, len(strings.TrimPrefix(digest, "sha256:")))]
+// aboutUpload is that of what there is on the way there: a disk, and a VM that the template is made of. The engine gives a template's disks, and
+// those of its VMs, the description and the name of the disk that it was made of; so nothing is removed for its description or its name.
+const aboutUpload = "Bedfellow upload"
+
+// imageName is what an image's template is called on a storage domain. An engine has a name once.
+func imageName(digest, storageDomain string) string {
+	short := func(text string, n int) string { return text[:min(n, len(text))] }
+	return imagePrefix + short(strings.TrimPrefix(digest, "sha256:"), 16) + "-" + short(storageDomain, 8)
+}
+
+const imagePrefix = "bedfellow-image-"
+
+// upload is what is known on this host of an upload of its own: written before anything is made, so that whatever a killed run has left can be
+// gone on with or removed.
+type upload struct {
+	Engine string `json:"engine"`
+	Name   string `json:"name"` // of the disk and of the VM, like nothing else's
+	Disk   string `json:"disk,omitempty"`
+
+	file string
+}
+
+func (d *Driver) readUpload(file string) (u upload, err error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return upload{file: file}, nil
+	}
+	if err == nil && json.Unmarshal(data, &u) != nil {
+		u = upload{} // torn: nothing was made yet
+	}
+	u.file = file
+	return u, err
+}
+
+func (u upload) write() error {
+	data, err := json.Marshal(u)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(u.file+".part", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(u.file+".part", u.file)
 }
 
 // template is the id of the template that a machine is made of: the one that the settings name, or the image's, which is made once.
@@ -40,45 +83,38 @@ func (d *Driver) template(ctx context.Context, c *client, at place, m provision.
 		}
 		return id, nil
 	}
+	name := imageName(m.ImageDigest, at.storageDomain)
 	d.mu.Lock()
-	once := d.templates[m.ImageDigest]
-	if once == nil {
-		once = &sync.Mutex{}
-		d.templates[m.ImageDigest] = once
-	}
-	d.mu.Unlock()
-	once.Lock()
-	defer once.Unlock()
-	d.mu.Lock()
-	id := d.made[m.ImageDigest]
+	id := d.made[name]
 	d.mu.Unlock()
 	if id != "" {
 		return id, nil
 	}
-	unlock, err := d.alone(ctx, m.ImageDigest)
+	file := filepath.Join(d.cache, name+".json")
+	unlock, err := d.alone(ctx, file)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	id, err = c.ready(ctx, m.ImageDigest)
+	id, err = c.ready(ctx, name, m.ImageDigest)
 	if err == nil && id == "" {
-		id, err = d.makeTemplate(ctx, c, at, m)
+		id, err = d.makeTemplate(ctx, c, at, m, name, file)
 	}
 	if err != nil {
 		return "", fmt.Errorf("the template of image %s: %w", m.ImageDigest, err)
 	}
 	d.mu.Lock()
-	d.made[m.ImageDigest] = id
+	d.made[name] = id
 	d.mu.Unlock()
 	return id, nil
 }
 
-// alone waits until no other process of this host uploads the image.
-func (d *Driver) alone(ctx context.Context, digest string) (unlock func(), err error) {
+// alone waits until nobody else on this host is at an upload, by its file.
+func (d *Driver) alone(ctx context.Context, file string) (unlock func(), err error) {
 	if err := os.MkdirAll(d.cache, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(d.cache, imageName(digest)+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(file+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -95,19 +131,19 @@ func (d *Driver) alone(ctx context.Context, digest string) (unlock func(), err e
 }
 
 // ready is the id of an image's template, once the engine has made it; empty is none. One that has failed is removed.
-func (c *client) ready(ctx context.Context, digest string) (id string, err error) {
+func (c *client) ready(ctx context.Context, name, digest string) (id string, err error) {
 	ctx, cancel := c.remaining(ctx, "make the template")
 	defer cancel()
 	err = c.until(ctx, func(ctx context.Context) (bool, error) {
 		id = ""
-		data, err := c.call(ctx, http.MethodGet, "/templates", search("name", imageName(digest)), nil)
+		data, err := c.call(ctx, http.MethodGet, "/templates", search("name", name), nil)
 		found, err := many(data, err, ovirtsdk.XMLTemplateReadMany)
 		if err != nil {
 			return false, err
 		}
 		for _, t := range found.Slice() {
 			description, _ := t.Description()
-			if name, _ := t.Name(); name != imageName(digest) || description != aboutImage(digest) {
+			if have, _ := t.Name(); have != name || description != aboutImage(digest) {
 				continue
 			}
 			switch said, _ := t.Status(); said {
@@ -125,39 +161,50 @@ func (c *client) ready(ctx context.Context, digest string) (id string, err error
 	return id, err
 }
 
-// makeTemplate uploads the image to a disk, and makes a template of that by way of a VM, which an engine wants. What a run that was cut short
-// has left of that is gone on with; one that fails leaves nothing.
-func (d *Driver) makeTemplate(ctx context.Context, c *client, at place, m provision.Machine) (id string, err error) {
+// makeTemplate uploads the image to a disk, and makes a template of that by way of a VM, which an engine wants. What a run on this host that was
+// cut short has left of that is gone on with. One that the engine refuses for good leaves nothing.
+func (d *Driver) makeTemplate(ctx context.Context, c *client, at place, m provision.Machine, name, file string) (id string, err error) {
 	step := progress.Start(ctx, "upload %s", filepath.Base(filepath.Dir(m.Image)))
 	defer func() { step.End(err) }()
-	name, description := imageName(m.ImageDigest), aboutImage(m.ImageDigest)
-	if err := c.clearBuilder(ctx, name, description); err != nil {
-		return "", err
-	}
-	defer func() {
-		if ctx.Err() != nil { // what was sent is worth keeping
-			return
-		}
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timing.retry)
-		defer cancel()
-		if err = errors.Join(err, c.clearUpload(clean, name, description)); err != nil {
-			id = ""
-		}
-	}()
-	disk, err := d.upload(ctx, c, at, m, func(part string) { step.Update("%s", part) })
+	u, err := d.readUpload(file)
 	if err != nil {
 		return "", err
 	}
+	defer func() {
+		if err != nil && !final(err) {
+			return // what was sent is worth keeping
+		}
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timing.retry)
+		defer cancel()
+		if u, err = d.again(u, err); u.Name != "" {
+			err = errors.Join(err, c.clearUpload(clean, u))
+		}
+		if err != nil {
+			id = ""
+		}
+	}()
+	if u.Engine != d.settings.URL {
+		u = upload{Engine: d.settings.URL, Name: name + "-" + strings.ToLower(rand.Text()[:8]), file: file}
+		if err := u.write(); err != nil {
+			return "", err
+		}
+	}
+	if err := c.clearBuilder(ctx, u.Name); err != nil {
+		return "", err
+	}
+	if u.Disk, err = d.upload(ctx, c, at, m, u, func(part string) { step.Update("%s", part) }); err != nil {
+		return "", err
+	}
 	step.Update("make a template of it")
-	attachment := ovirtsdk.NewDiskAttachmentBuilder().Bootable(true).Active(true).Interface(ovirtsdk.DISKINTERFACE_VIRTIO_SCSI).Disk(ovirtsdk.NewDiskBuilder().Id(disk).MustBuild()).MustBuild()
-	builder := ovirtsdk.NewVmBuilder().Name(name).Description(description).Cluster(ovirtsdk.NewClusterBuilder().Id(at.cluster).MustBuild()).
+	attachment := ovirtsdk.NewDiskAttachmentBuilder().Bootable(true).Active(true).Interface(ovirtsdk.DISKINTERFACE_VIRTIO_SCSI).Disk(ovirtsdk.NewDiskBuilder().Id(u.Disk).MustBuild()).MustBuild()
+	builder := ovirtsdk.NewVmBuilder().Name(u.Name).Description(aboutUpload).Cluster(ovirtsdk.NewClusterBuilder().Id(at.cluster).MustBuild()).
 		Template(ovirtsdk.NewTemplateBuilder().Name("Blank").MustBuild()).Type(ovirtsdk.VMTYPE_SERVER).
 		Os(ovirtsdk.NewOperatingSystemBuilder().Type("other_linux").MustBuild()).DiskAttachmentsOfAny(attachment).MustBuild()
 	body, err := written(builder, ovirtsdk.XMLVmWriteOne)
 	if err != nil {
 		return "", err
 	}
-	lookVM := byName(c, "/vms", search("name", name), name, ovirtsdk.XMLVmReadMany, (*ovirtsdk.VmSlice).Slice)
+	lookVM := byName(c, "/vms", search("name", u.Name), u.Name, ovirtsdk.XMLVmReadMany, (*ovirtsdk.VmSlice).Slice)
 	vm, err := c.create(ctx, "/vms", body, lookVM)
 	if err != nil {
 		return "", err
@@ -165,47 +212,34 @@ func (d *Driver) makeTemplate(ctx context.Context, c *client, at place, m provis
 	if _, err := c.awaitVM(ctx, vm, "be made", ovirtsdk.VMSTATUS_DOWN, alone); err != nil {
 		return "", err
 	}
-	body, err = written(ovirtsdk.NewTemplateBuilder().Name(name).Description(description).Vm(ovirtsdk.NewVmBuilder().Id(vm).MustBuild()).MustBuild(), ovirtsdk.XMLTemplateWriteOne)
+	body, err = written(ovirtsdk.NewTemplateBuilder().Name(name).Description(aboutImage(m.ImageDigest)).Vm(ovirtsdk.NewVmBuilder().Id(vm).MustBuild()).MustBuild(), ovirtsdk.XMLTemplateWriteOne)
 	if err != nil {
 		return "", err
 	}
 	look := byName(c, "/templates", search("name", name), name, ovirtsdk.XMLTemplateReadMany, (*ovirtsdk.TemplateSlice).Slice)
 	if _, err := c.create(ctx, "/templates", body, look); err != nil {
+		if id, errLook := c.ready(ctx, name, m.ImageDigest); errLook == nil && id != "" { // another host was quicker
+			return id, nil
+		}
 		return "", err
 	}
-	id, err = c.ready(ctx, m.ImageDigest)
+	id, err = c.ready(ctx, name, m.ImageDigest)
 	if err == nil && id == "" {
 		err = errors.New("the engine began to make it, and has none now; see its events")
 	}
 	return id, err
 }
 
-// clearBuilder removes the VM that a template is made by, and leaves its disk.
-func (c *client) clearBuilder(ctx context.Context, name, description string) error {
-	data, err := c.call(ctx, http.MethodGet, "/vms", search("name", name), nil)
-	found, err := many(data, err, ovirtsdk.XMLVmReadMany)
-	if err != nil {
-		return err
-	}
-	for _, vm := range found.Slice() {
-		if have, _ := vm.Description(); have != description {
-			continue
-		}
-		id := idOf(vm)
-		if _, err := c.awaitVM(ctx, id, "be free", ovirtsdk.VMSTATUS_DOWN, alone); err != nil {
-			return err
-		}
-		if _, err := c.call(ctx, http.MethodDelete, "/vms/"+id, map[string][]string{"detach_only": {"true"}}, nil); ignoreNotFound(err) != nil {
-			return err
-		}
-		if err := c.until(ctx, func(ctx context.Context) (bool, error) {
-			vm, _, err := c.vm(ctx, id)
-			return vm == nil && err == nil, err
-		}); err != nil {
-			return err
-		}
-	}
-	return nil
+// final says that an upload cannot go on.
+func final(err error) bool {
+	var fault *Fault
+	return errors.Is(err, errContent) || errors.As(err, new(*imageioError)) || errors.As(err, &fault) && fault.Status < http.StatusInternalServerError && !errors.As(err, new(*uncertainError))
+}
+
+// again is an upload as it is written down by now.
+func (d *Driver) again(u upload, err error) (upload, error) {
+	now, errRead := d.readUpload(u.file)
+	return now, errors.Join(err, errRead)
 }
 
 // KeptImages lists the templates that were made of images.
@@ -214,8 +248,13 @@ func (d *Driver) KeptImages(ctx context.Context) ([]provision.KeptImage, error) 
 	if err != nil {
 		return nil, err
 	}
-	data, err := c.call(ctx, http.MethodGet, "/templates", search("name", imageName("*")), nil)
+	data, err := c.call(ctx, http.MethodGet, "/templates", search("name", imagePrefix+"*"), nil)
 	templates, err := many(data, err, ovirtsdk.XMLTemplateReadMany)
+	if err != nil {
+		return nil, err
+	}
+	data, err = c.call(ctx, http.MethodGet, "/vms", nil, nil)
+	vms, err := many(data, err, ovirtsdk.XMLVmReadMany)
 	if err != nil {
 		return nil, err
 	}
@@ -227,12 +266,13 @@ func (d *Driver) KeptImages(ctx context.Context) ([]provision.KeptImage, error) 
 		if !ours {
 			continue
 		}
-		data, err := c.call(ctx, http.MethodGet, "/vms", search("template", name), nil)
-		vms, err := many(data, err, ovirtsdk.XMLVmReadMany)
-		if err != nil {
-			return nil, err
+		image := provision.KeptImage{ID: idOf(t), Name: name, Digest: digest}
+		for _, vm := range vms.Slice() {
+			if of, ok := vm.Template(); ok && idOf(of) == image.ID {
+				image.Used++
+			}
 		}
-		kept = append(kept, provision.KeptImage{ID: idOf(t), Name: name, Digest: digest, Used: len(vms.Slice())})
+		kept = append(kept, image)
 	}
 	return kept, nil
 }
@@ -248,72 +288,94 @@ func (d *Driver) RemoveImage(ctx context.Context, id string) error {
 }
 
 // clearUpload removes what an image's way to its template has left.
-func (c *client) clearUpload(ctx context.Context, name, description string) error {
-	if err := c.clearBuilder(ctx, name, description); err != nil {
+func (c *client) clearUpload(ctx context.Context, u upload) error {
+	if err := c.clearBuilder(ctx, u.Name); err != nil {
 		return err
 	}
-	data, err := c.call(ctx, http.MethodGet, "/disks", search("name", name), nil)
-	found, err := many(data, err, ovirtsdk.XMLDiskReadMany)
-	if err != nil {
-		return err
-	}
-	for _, disk := range found.Slice() {
-		if have, _ := disk.Description(); have != description {
-			continue
-		}
-		transfer, err := c.transferUnderWay(ctx, idOf(disk))
-		if err == nil && transfer != "" {
-			if _, err = c.call(ctx, http.MethodPost, "/imagetransfers/"+transfer+"/cancel", nil, action()); err == nil {
-				err = c.awaitGone(ctx, transfer)
-			}
-		}
-		if err != nil {
+	disk := u.Disk
+	if disk == "" { // cut short before its id was written down, and so before there was a template to inherit the name
+		var err error
+		if disk, err = c.diskCalled(u.Name)(ctx); err != nil {
 			return err
 		}
-		if err := c.removeDisk(ctx, idOf(disk)); err != nil {
+	}
+	if disk != "" {
+		transfer, err := c.transferUnderWay(ctx, disk)
+		if err == nil && transfer != "" {
+			if _, err = c.call(ctx, http.MethodPost, "/imagetransfers/"+transfer+"/cancel", nil, action()); err == nil {
+				err = c.awaitCancelled(ctx, transfer)
+			}
+		}
+		if err := errors.Join(err, c.removeDisk(ctx, disk)); err != nil {
+			return err
+		}
+	}
+	return os.Remove(u.file)
+}
+
+// diskCalled looks for a disk by its name.
+func (c *client) diskCalled(name string) func(context.Context) (string, error) {
+	return byName(c, "/disks", search("name", name), name, ovirtsdk.XMLDiskReadMany, (*ovirtsdk.DiskSlice).Slice)
+}
+
+// clearUploads removes what runs on this host have left of uploads to this engine that nobody is at.
+func (d *Driver) clearUploads(ctx context.Context, c *client) error {
+	files, _ := filepath.Glob(filepath.Join(d.cache, imagePrefix+"*.json"))
+	for _, file := range files {
+		brief, cancel := context.WithTimeout(ctx, d.timing.poll/2)
+		unlock, err := d.alone(brief, file)
+		cancel()
+		if err != nil {
+			continue // somebody is
+		}
+		u, err := d.readUpload(file)
+		if err == nil && u.Engine == d.settings.URL {
+			err = c.clearUpload(ctx, u)
+		}
+		unlock()
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// clearUploads removes what runs on this host have left of uploads that nobody is at.
-func (d *Driver) clearUploads(ctx context.Context, c *client) error {
-	locks, _ := filepath.Glob(filepath.Join(d.cache, "bedfellow-image-*.lock"))
-	for _, lock := range locks {
-		name := strings.TrimSuffix(filepath.Base(lock), ".lock")
-		f, err := os.OpenFile(lock, os.O_RDWR, 0o600)
-		if err != nil {
-			return err
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-			_ = f.Close()
-			continue
-		}
-		data, err := c.call(ctx, http.MethodGet, "/disks", search("name", name), nil)
-		found, err := many(data, err, ovirtsdk.XMLDiskReadMany)
-		if err == nil {
-			for _, disk := range found.Slice() {
-				if description, _ := disk.Description(); strings.HasPrefix(description, aboutImage("")) {
-					err = errors.Join(err, c.clearUpload(ctx, name, description))
-				}
-			}
-		}
-		_ = f.Close()
-		if err != nil {
-			return err
-		}
+// clearBuilder removes the VM that a template is made by, and leaves its disk.
+func (c *client) clearBuilder(ctx context.Context, name string) error {
+	ctx, cancel := c.remaining(ctx, "remove the VM that the template is made of")
+	defer cancel()
+	id, err := byName(c, "/vms", search("name", name), name, ovirtsdk.XMLVmReadMany, (*ovirtsdk.VmSlice).Slice)(ctx)
+	if err != nil || id == "" {
+		return err
 	}
-	return nil
+	asked := false
+	return c.until(ctx, func(ctx context.Context) (bool, error) {
+		vm, said, err := c.vm(ctx, id)
+		if err != nil || vm == nil || asked && said != ovirtsdk.VMSTATUS_DOWN || said == ovirtsdk.VMSTATUS_IMAGE_LOCKED {
+			return vm == nil, err
+		}
+		_, err = c.call(ctx, http.MethodDelete, "/vms/"+id, url.Values{"detach_only": {"true"}}, nil)
+		asked = true
+		return notFound(err), ignoreNotFound(err)
+	})
 }
 
 // removeDisk removes a disk, and waits until it is gone.
 func (c *client) removeDisk(ctx context.Context, id string) error {
+	ctx, cancel := c.remaining(ctx, "remove the disk")
+	defer cancel()
 	if _, err := c.call(ctx, http.MethodDelete, "/disks/"+id, nil, nil); err != nil {
 		return ignoreNotFound(err)
 	}
 	return c.until(ctx, func(ctx context.Context) (bool, error) {
-		_, err := c.call(ctx, http.MethodGet, "/disks/"+id, nil, nil)
-		return notFound(err), ignoreNotFound(err)
+		data, err := c.call(ctx, http.MethodGet, "/disks/"+id, nil, nil)
+		disk, err := one(data, err, ovirtsdk.XMLDiskReadOne)
+		if err != nil {
+			return notFound(err), ignoreNotFound(err)
+		}
+		if said, _ := disk.Status(); said == ovirtsdk.DISKSTATUS_ILLEGAL {
+			return false, fmt.Errorf("the engine could not remove disk %s, and says that it is illegal; see its events", id)
+		}
+		return false, nil
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/lima-vm/go-qcow2reader"
 	"github.com/lima-vm/go-qcow2reader/image"
@@ -36,7 +37,7 @@ type extent struct {
 
 // upload has an image's content on a disk of the engine, and returns that. One that an earlier run began is gone on with: what it has sent is
 // not sent again. In the end the engine's checksum must be the image's.
-func (d *Driver) upload(ctx context.Context, c *client, at place, m provision.Machine, say func(string)) (id string, err error) {
+func (d *Driver) upload(ctx context.Context, c *client, at place, m provision.Machine, u upload, say func(string)) (id string, err error) {
 	file, err := os.Open(filepath.Join(m.Image, bed.DiskFile))
 	if err != nil {
 		return "", err
@@ -52,19 +53,18 @@ func (d *Driver) upload(ctx context.Context, c *client, at place, m provision.Ma
 		return "", fmt.Errorf("read %s: %w", file.Name(), err)
 	}
 	for attempt := 0; ; attempt++ { // the second with a new disk
-		id, err = c.uploadDisk(ctx, at, m, img.Size())
-		if err != nil {
+		if u.Disk, err = c.uploadDisk(ctx, at, u, img.Size(), data); err != nil {
 			return "", err
 		}
-		err = c.transfer(ctx, id, img, data, say)
-		if err == nil {
-			return id, nil
+		if err := u.write(); err != nil {
+			return "", err
 		}
+		err = c.transfer(ctx, u.Disk, img, data, say)
 		if !errors.Is(err, errContent) || attempt > 0 {
-			return "", err // what was sent is left for the next run, to go on with
+			return u.Disk, err
 		}
 		say("once more: " + err.Error())
-		if err := c.removeDisk(ctx, id); err != nil {
+		if err := c.removeDisk(ctx, u.Disk); err != nil {
 			return "", err
 		}
 	}
@@ -72,26 +72,32 @@ func (d *Driver) upload(ctx context.Context, c *client, at place, m provision.Ma
 
 var errContent = errors.New("what is on the engine's disk is not what was sent")
 
-// uploadDisk is a disk to send the image to: one that there is already, or a new one.
-func (c *client) uploadDisk(ctx context.Context, at place, m provision.Machine, size int64) (string, error) {
-	name, description := imageName(m.ImageDigest), aboutImage(m.ImageDigest)
-	data, err := c.call(ctx, http.MethodGet, "/disks", search("name", name), nil)
-	found, err := many(data, err, ovirtsdk.XMLDiskReadMany)
-	if err != nil {
-		return "", err
-	}
-	for _, disk := range found.Slice() {
-		have, _ := disk.Description()
-		if of, _ := disk.ProvisionedSize(); have == description && of == size {
-			return idOf(disk), nil
+// uploadDisk is a disk to send the image to: the upload's own, or a new one.
+func (c *client) uploadDisk(ctx context.Context, at place, u upload, size int64, data []extent) (string, error) {
+	if u.Disk != "" {
+		answer, err := c.call(ctx, http.MethodGet, "/disks/"+u.Disk, nil, nil)
+		if err == nil {
+			return rootID(answer), nil
+		}
+		if !notFound(err) {
+			return "", err
 		}
 	}
-	body, err := written(ovirtsdk.NewDiskBuilder().Name(name).Description(description).Format(ovirtsdk.DISKFORMAT_COW).Sparse(true).ProvisionedSize(size).
+	look := c.diskCalled(u.Name)
+	if id, err := look(ctx); err != nil || id != "" {
+		return id, err
+	}
+	full := int64(0)
+	for _, e := range data {
+		full += e.Length
+	}
+	// On block storage a disk has what it begins with until somebody extends it: the data, and qcow2's own tables.
+	body, err := written(ovirtsdk.NewDiskBuilder().Name(u.Name).Description(aboutUpload).Format(ovirtsdk.DISKFORMAT_COW).Sparse(true).ProvisionedSize(size).InitialSize(min(full+full/8+1<<20, size)).
 		StorageDomainsOfAny(ovirtsdk.NewStorageDomainBuilder().Id(at.storageDomain).MustBuild()).MustBuild(), ovirtsdk.XMLDiskWriteOne)
 	if err != nil {
 		return "", err
 	}
-	id, err := c.create(ctx, "/disks", body, byName(c, "/disks", search("name", name), name, ovirtsdk.XMLDiskReadMany, (*ovirtsdk.DiskSlice).Slice))
+	id, err := c.create(ctx, "/disks", body, look)
 	if err != nil {
 		return "", fmt.Errorf("make a disk for it: %w", err)
 	}
@@ -123,7 +129,7 @@ func (c *client) transfer(ctx context.Context, disk string, img image.Image, dat
 	if err != nil {
 		return fmt.Errorf("begin the transfer: %w", err)
 	}
-	written, err := c.writtenExtents(ctx, server)
+	written, err := c.writtenExtents(ctx, id, server)
 	if err != nil {
 		return err
 	}
@@ -149,10 +155,10 @@ func (c *client) transfer(ctx context.Context, disk string, img image.Image, dat
 		}
 	}
 	say("check it")
-	if _, err := c.imageio(ctx, http.MethodPatch, server, "", []byte(`{"op":"flush"}`), "application/json"); err != nil {
+	if _, err := c.image(ctx, id, http.MethodPatch, server, "", []byte(`{"op":"flush"}`), "application/json"); err != nil {
 		return err
 	}
-	have, err := c.imageio(ctx, http.MethodGet, server+fmt.Sprintf("/checksum?algorithm=sha256&block_size=%d", hashBlock), "", nil, "")
+	have, err := c.image(ctx, id, http.MethodGet, server+fmt.Sprintf("/checksum?algorithm=sha256&block_size=%d", hashBlock), "", nil, "")
 	if err != nil {
 		return err
 	}
@@ -175,7 +181,7 @@ func (c *client) transfer(ctx context.Context, disk string, img image.Image, dat
 		}
 	}
 	if said.Checksum != want {
-		return errors.Join(errContent, c.awaitGone(ctx, id))
+		return errors.Join(errContent, c.awaitCancelled(ctx, id))
 	}
 	if err := c.awaitGone(ctx, id); err != nil {
 		return err
@@ -254,8 +260,27 @@ func (c *client) awaitTransfer(ctx context.Context, id string) (server string, e
 	return server, err
 }
 
-// awaitGone waits until a transfer is over.
+// awaitGone waits until a transfer has ended well.
 func (c *client) awaitGone(ctx context.Context, id string) error {
+	return c.awaitPhase(ctx, id, func(phase ovirtsdk.ImageTransferPhase) (bool, error) {
+		if phase == ovirtsdk.IMAGETRANSFERPHASE_FINALIZING_FAILURE || ended(phase) && phase != ovirtsdk.IMAGETRANSFERPHASE_FINISHED_SUCCESS {
+			return false, fmt.Errorf("the engine could not end the transfer, and says that it is %s; see its events", phase)
+		}
+		return ended(phase), nil
+	})
+}
+
+// awaitCancelled waits until a transfer is over, however. The engine removes the disk of one that was cancelled.
+func (c *client) awaitCancelled(ctx context.Context, id string) error {
+	return c.awaitPhase(ctx, id, func(phase ovirtsdk.ImageTransferPhase) (bool, error) { return ended(phase), nil })
+}
+
+// ended are the phases that a transfer stays in. Of these, finished_cleanup is not go-ovirt's.
+func ended(phase ovirtsdk.ImageTransferPhase) bool {
+	return strings.HasPrefix(string(phase), "finished_")
+}
+
+func (c *client) awaitPhase(ctx context.Context, id string, done func(ovirtsdk.ImageTransferPhase) (bool, error)) error {
 	ctx, cancel := c.remaining(ctx, "end the transfer")
 	defer cancel()
 	return c.until(ctx, func(ctx context.Context) (bool, error) {
@@ -264,19 +289,14 @@ func (c *client) awaitGone(ctx context.Context, id string) error {
 		if err != nil {
 			return notFound(err), ignoreNotFound(err)
 		}
-		switch phase, _ := t.Phase(); phase {
-		case ovirtsdk.IMAGETRANSFERPHASE_FINISHED_SUCCESS, ovirtsdk.IMAGETRANSFERPHASE_CANCELLED:
-			return true, nil
-		case ovirtsdk.IMAGETRANSFERPHASE_FINISHED_FAILURE, ovirtsdk.IMAGETRANSFERPHASE_FINALIZING_FAILURE:
-			return false, errors.New("the engine could not end the transfer; see its events")
-		}
-		return false, nil
+		phase, _ := t.Phase()
+		return done(phase)
 	})
 }
 
 // writtenExtents are the stretches that the engine's disk has data in already.
-func (c *client) writtenExtents(ctx context.Context, server string) (out []extent, err error) {
-	answer, err := c.imageio(ctx, http.MethodGet, server+"/extents", "", nil, "")
+func (c *client) writtenExtents(ctx context.Context, id, server string) (out []extent, err error) {
+	answer, err := c.image(ctx, id, http.MethodGet, server+"/extents", "", nil, "")
 	if err != nil {
 		return nil, err
 	}
@@ -306,29 +326,34 @@ func covered(have []extent, start, length int64) bool {
 	return false
 }
 
-// put sends a piece, once more where the connection broke or the engine had paused: a piece sent twice is the same piece.
+// put sends a piece.
 func (c *client) put(ctx context.Context, id, server string, at int64, data []byte) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
+	_, err := c.image(ctx, id, http.MethodPut, server+"?flush=n", fmt.Sprintf("bytes %d-%d/*", at, at+int64(len(data))-1), data, "application/octet-stream")
+	return err
+}
+
+// image is imageio, once more where the connection broke or the engine had paused: all that is asked of it can be asked twice.
+func (c *client) image(ctx context.Context, id, method, at, content string, data []byte, kind string) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timing.settle, fmt.Errorf("not within %s", c.timing.settle))
 	defer cancel()
+	end := time.Now().Add(c.timing.retry)
 	for pause := c.timing.pause; ; pause = min(2*pause, c.timing.most) {
-		_, err := c.imageio(ctx, http.MethodPut, server+"?flush=n", fmt.Sprintf("bytes %d-%d/*", at, at+int64(len(data))-1), data, "application/octet-stream")
+		answer, err := c.imageio(ctx, method, at, content, data, kind)
 		var refusal *imageioError
-		if err == nil || errors.As(err, &refusal) && refusal.status != http.StatusForbidden && refusal.status != http.StatusServiceUnavailable {
-			return err
+		if err == nil || errors.As(err, &refusal) && refusal.status != http.StatusForbidden && refusal.status != http.StatusServiceUnavailable || time.Now().After(end) {
+			return answer, err
 		}
 		if !sleep(ctx, pause) {
-			return errors.Join(context.Cause(ctx), err)
+			return nil, errors.Join(context.Cause(ctx), err)
 		}
 		if _, errTransfer := c.awaitTransfer(ctx, id); errTransfer != nil {
-			return errors.Join(err, errTransfer)
+			return nil, errors.Join(err, errTransfer)
 		}
 	}
 }
 
 // imageio makes a request of the daemon that takes images. Its address is its credential, and so no error names it.
 func (c *client) imageio(ctx context.Context, method, at, content string, data []byte, kind string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.timing.settle)
-	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(data))
 	if err != nil {
 		return nil, errors.New("the engine names an address for the image that is none")

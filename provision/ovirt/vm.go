@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"text/template"
 	"time"
@@ -29,7 +30,9 @@ type mark struct {
 	DiskMiB       int             `json:"diskMiB,omitempty"`
 	Address       string          `json:"address,omitempty"` // one that was given
 	Expires       time.Time       `json:"expires,omitzero"`
-	Ready         bool            `json:"ready"` // it was up once; written last
+	Shape         string          `json:"shape"` // sockets and guarantee
+	// VM is its own id, once it was up: this is written last. A clone that somebody made of it has the mark too.
+	VM string `json:"vm,omitempty"`
 }
 
 // about is the description of everything of a bed's, by which it is found.
@@ -43,9 +46,11 @@ const aboutAll = "Bedfellow: *"
 func markOf(m provision.Machine, s Settings, address string) mark {
 	return mark{
 		Name: m.Name, Owner: m.Owner, Index: m.Index, Digest: m.Digest(), Frame: frame(m, s), HostPublicKey: m.HostPublicKey,
-		CPUs: m.CPUs, MemoryMiB: int(m.Memory / bed.MiB), DiskMiB: int(m.Disk / bed.MiB), Address: address, Expires: m.Expires,
+		CPUs: m.CPUs, MemoryMiB: int(m.Memory / bed.MiB), DiskMiB: int(m.Disk / bed.MiB), Address: address, Expires: m.Expires, Shape: s.shape(),
 	}
 }
+
+func (s Settings) shape() string { return fmt.Sprintf("%d sockets, %d %%", s.Sockets, s.Guaranteed) }
 
 // frame is a fingerprint of what a machine must be made anew for.
 func frame(m provision.Machine, s Settings) string {
@@ -70,11 +75,17 @@ func (m mark) String() string {
 func readMark(vm *ovirtsdk.Vm) (m mark, ok bool) {
 	comment, _ := vm.Comment()
 	description, _ := vm.Description()
-	if !strings.HasPrefix(description, strings.TrimSuffix(aboutAll, "*")) {
+	d := aboutPattern.FindStringSubmatch(description)
+	if d == nil {
 		return m, false
 	}
-	return m, json.Unmarshal([]byte(comment), &m) == nil && m.Name != ""
+	if json.Unmarshal([]byte(comment), &m) != nil || m.Name != d[2] || m.Owner.Bed != d[1] { // somebody has edited it
+		return mark{Name: d[2], Owner: provision.Owner{Bed: d[1]}}, true
+	}
+	return m, m.VM == "" || m.VM == idOf(vm)
 }
+
+var aboutPattern = regexp.MustCompile(`^Bedfellow: bed ([a-z0-9-]+), node ([a-z0-9-]+)$`)
 
 //go:embed boot.sh
 var bootScript string
@@ -83,21 +94,28 @@ var bootScript string
 const userID = 1000
 
 // renderBoot fills in the cloud-config that makes a booting machine the node it is. It holds its private host key.
-func renderBoot(m provision.Machine) (string, error) {
+func renderBoot(m provision.Machine, s Settings) (string, error) {
 	t, err := template.New("boot.sh").Parse(bootScript)
 	if err != nil {
 		return "", err
 	}
+	address, gateway := "", ""
+	if len(s.Addresses) > 0 {
+		address = s.Addresses[m.Index].String()
+		if s.Gateway.IsValid() {
+			gateway = s.Gateway.String()
+		}
+	}
 	var script strings.Builder
 	if err := t.Execute(&script, map[string]any{
 		"Name": m.Name, "User": m.User, "UserID": userID, "HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey),
-		"AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
+		"AuthorizedKey": strings.TrimSpace(m.AuthorizedKey), "Address": address, "Gateway": gateway,
 	}); err != nil {
 		return "", err
 	}
 	// The engine puts its own keys before these, and says itself that it is a cloud-config. JSON is YAML.
 	command, err := json.Marshal([]string{"sh", "-c", script.String()})
-	return "bootcmd:\n- " + string(command) + "\n", err
+	return "ssh_deletekeys: false\nbootcmd:\n- " + string(command) + "\n", err
 }
 
 // sizes are what of a VM can be changed in place.
@@ -109,36 +127,24 @@ func sizes(b *ovirtsdk.VmBuilder, m provision.Machine, s Settings) *ovirtsdk.VmB
 	topology := ovirtsdk.NewCpuTopologyBuilder().Sockets(int64(sockets)).Cores(int64(m.CPUs / sockets)).Threads(1).MustBuild()
 	memory := int64(m.Memory)
 	return b.Cpu(ovirtsdk.NewCpuBuilder().Topology(topology).MustBuild()).Memory(memory).
-		MemoryPolicy(ovirtsdk.NewMemoryPolicyBuilder().Guaranteed(memory / 100 * int64(s.Guaranteed)).Max(4 * memory).MustBuild())
+		MemoryPolicy(ovirtsdk.NewMemoryPolicyBuilder().Guaranteed(max(memory*int64(s.Guaranteed)/100, 1<<20)).Max(4 * memory).MustBuild())
 }
 
 // render is a machine as the engine is to make it.
 func render(m provision.Machine, s Settings, cluster, template string) (*ovirtsdk.Vm, error) {
 	address := ""
-	script, err := renderBoot(m)
+	script, err := renderBoot(m, s)
 	if err != nil {
 		return nil, err
 	}
-	start := ovirtsdk.NewInitializationBuilder().HostName(m.Name).CustomScript(script)
+	start := ovirtsdk.NewInitializationBuilder().HostName(m.Name).CustomScript(script).MustBuild()
 	if len(s.Addresses) > 0 {
-		at := s.Addresses[m.Index]
-		address = at.Addr().String()
-		ip := ovirtsdk.NewIpBuilder().Version(ovirtsdk.IPVERSION_V4).Address(address).Netmask(netmask(at.Bits()))
-		if s.Gateway.IsValid() && m.Network == "outbound" {
-			ip.Gateway(s.Gateway.String())
-		}
-		nic := ovirtsdk.NewNicConfigurationBuilder().Name("eth0").OnBoot(true).BootProtocol(ovirtsdk.BOOTPROTOCOL_STATIC).Ip(ip.MustBuild()).MustBuild()
-		start.NicConfigurationsOfAny(nic)
+		address = s.Addresses[m.Index].Addr().String()
 	}
 	return sizes(ovirtsdk.NewVmBuilder(), m, s).
 		Name(m.Name).Description(aboutNode(m.Owner.Bed, m.Name)).Comment(markOf(m, s, address).String()).
 		Cluster(ovirtsdk.NewClusterBuilder().Id(cluster).MustBuild()).Template(ovirtsdk.NewTemplateBuilder().Id(template).MustBuild()).
-		Initialization(start.MustBuild()).Build()
-}
-
-func netmask(bits int) string {
-	m := ^uint32(0) << (32 - bits)
-	return fmt.Sprintf("%d.%d.%d.%d", m>>24, m>>16&255, m>>8&255, m&255)
+		Initialization(start).Build()
 }
 
 // status tells how a VM of ours is.
@@ -160,7 +166,7 @@ func (d *Driver) status(vm *ovirtsdk.Vm, m mark) provision.Status {
 	default:
 		st.State, st.Detail = provision.Broken, "the engine says that it is "+string(said)
 	}
-	if !m.Ready {
+	if m.VM == "" {
 		st.State, st.Detail = provision.Broken, "half made"
 	}
 	if cpus, memory := has(vm); cpus != m.CPUs || memory != m.MemoryMiB { // what was made is no longer so

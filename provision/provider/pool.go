@@ -39,7 +39,7 @@ type PoolArgs struct {
 	HostPublicKeys map[string]string `pulumi:"hostPublicKeys"`
 	TTL            string            `pulumi:"ttl,optional"`
 	Slow           bool              `pulumi:"slow,optional"`
-	Settings       map[string]string `pulumi:"settings,optional" provider:"secret"`
+	Settings       map[string]string `pulumi:"settings,optional"`
 }
 
 // PoolNode is one machine as asked for.

@@ -235,8 +235,12 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 		}
 	}
 	settings := w.driverSettings()
+	of, _ := bed.Parse(w.Stack, w.values, stacks.Known())
+	if err := drivers.CheckSettings(of.Driver, of.Settings).Err(); err != nil { // an engine that cannot be asked may have much of this stack's
+		return fmt.Errorf("remove what is left of stack %s: %w", w.Stack, err)
+	}
 	for _, name := range drivers.Reachable(settings) {
-		if name == "ovirt" && len(settings.Ovirt) == 0 { // the environment's engine is none of this stack's
+		if name == "ovirt" && of.Driver != name && len(settings.Ovirt) == 0 { // the environment's engine is none of this stack's
 			continue
 		}
 		d, err := drivers.Open(name, settings)

@@ -20,6 +20,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/ovirt"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
 )
@@ -262,6 +263,13 @@ func (w *Workspace) environment() (map[string]string, error) {
 		provider.SimEnv:    w.stackDir("sim.journal"),
 		"TMPDIR":           w.tmp(),
 		markEnv:            w.Mark(),
+	}
+	if connection, _ := ovirt.Split(w.driverSettings().Ovirt); len(connection) > 0 {
+		text, err := json.Marshal(connection)
+		if err != nil {
+			return nil, err
+		}
+		env[ovirt.ConnectionEnv] = string(text)
 	}
 	if os.Getenv("GOGC") == "" { // the CLI runs six times in an up, and each time collects what its start leaves for a tenth of a second
 		env["GOGC"] = "400"

@@ -101,7 +101,7 @@ type (
 		cluster, template                               string
 		sockets, cores                                  int
 		memory, guaranteed                              int64
-		script, static                                  string
+		script                                          string
 		nics                                            []nic
 		disks                                           []*disk
 		tags                                            []string
@@ -111,6 +111,7 @@ type (
 	disk struct {
 		id, name, description, status string
 		size                          int64
+		template                      string // that it is of
 		content                       []byte // of an uploaded one
 		written                       []span
 	}
@@ -118,6 +119,7 @@ type (
 	template struct {
 		id, name, description, status string
 		size                          int64
+		disk                          *disk // a copy, with the name and the description of what it was made of
 	}
 	tag   struct{ id, name, description string }
 	group struct {
@@ -131,6 +133,7 @@ type (
 const (
 	DataCenter    = "11111111-0000-4000-8000-000000000001"
 	Cluster       = "22222222-0000-4000-8000-000000000001"
+	SpareCluster  = "22222222-0000-4000-8000-000000000002"
 	StorageDomain = "33333333-0000-4000-8000-000000000001"
 	Network       = "44444444-0000-4000-8000-000000000001"
 	VnicProfile   = "55555555-0000-4000-8000-000000000001"
@@ -238,7 +241,9 @@ func (e *Engine) Census() (out []string) {
 		out = append(out, "vm "+v.name)
 	}
 	for _, d := range e.disks {
-		out = append(out, "disk "+d.name)
+		if d.template == "" { // others are told of as that
+			out = append(out, "disk "+d.name)
+		}
 	}
 	for _, t := range e.templates {
 		out = append(out, "template "+t.name)

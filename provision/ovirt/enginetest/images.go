@@ -76,6 +76,8 @@ func (e *Engine) deleteDisk(r *http.Request, _ []byte) answer {
 	switch {
 	case d == nil:
 		return missing()
+	case d.template != "":
+		return refused(http.StatusConflict, "Cannot remove Virtual Disk. A storage domain must be specified when deleting one of a template's disk's copies.")
 	case d.status != "ok":
 		return refused(http.StatusConflict, "Cannot remove Virtual Disk: The following disks are locked: "+d.name+". Please try again in a few minutes.")
 	}
@@ -120,6 +122,8 @@ func (e *Engine) addTemplate(_ *http.Request, body []byte) answer {
 	for _, d := range v.disks {
 		t.size += d.size
 		d.status = "locked"
+		t.disk = &disk{id: newID(), name: d.name, description: d.description, size: d.size, template: t.id, status: "ok"}
+		e.disks = append(e.disks, t.disk)
 	}
 	v.status = "image_locked"
 	e.templates = append(e.templates, t)
@@ -141,6 +145,7 @@ func (e *Engine) deleteTemplate(r *http.Request, _ []byte) answer {
 		return refused(http.StatusConflict, "Cannot delete Template. Template is being used by the following VMs.")
 	}
 	e.templates = slices.DeleteFunc(e.templates, func(o *template) bool { return o == t })
+	e.disks = slices.DeleteFunc(e.disks, func(d *disk) bool { return d.template == t.id })
 	return ok("<action><status>complete</status></action>")
 }
 
@@ -300,8 +305,14 @@ func (e *Engine) actTransfer(r *http.Request, _ []byte) answer {
 		t.phase = "finalizing_success"
 		e.after(e.latency.Transfer, func() { t.phase, d.status = "finished_success", "ok" })
 	case "cancel":
-		t.phase = "finalizing_cleanup"
-		e.after(e.latency.Transfer, func() { t.phase, d.status = "cancelled", "ok" })
+		t.phase = "cancelled_user"
+		e.after(e.latency.Transfer, func() {
+			t.phase = "finalizing_cleanup"
+			e.after(e.latency.Transfer, func() { // the disk goes with it
+				t.phase = "finished_failure"
+				e.disks = slices.DeleteFunc(e.disks, func(o *disk) bool { return o == d })
+			})
+		})
 	default:
 		return missing()
 	}

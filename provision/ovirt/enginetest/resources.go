@@ -83,7 +83,7 @@ func (e *Engine) getDataCenters(*http.Request, []byte) answer {
 }
 
 func (e *Engine) getClusters(*http.Request, []byte) answer {
-	return collection("clusters", []string{element("cluster", "clusters", Cluster, "name", "Default")})
+	return collection("clusters", []string{element("cluster", "clusters", Cluster, "name", "Default"), element("cluster", "clusters", SpareCluster, "name", "Spare")})
 }
 
 func (e *Engine) getStorageDomains(*http.Request, []byte) answer {
@@ -159,9 +159,6 @@ type vmBody struct {
 	Template       reference `xml:"template"`
 	Initialization struct {
 		Script string `xml:"custom_script"`
-		Nics   []struct {
-			Address string `xml:"ip>address"`
-		} `xml:"nic_configurations>nic_configuration"`
 	} `xml:"initialization"`
 	Disks []struct {
 		Disk reference `xml:"disk"`
@@ -198,9 +195,6 @@ func (e *Engine) addVM(_ *http.Request, body []byte) answer {
 	}
 	v := &vm{id: newID(), status: "down", cluster: Cluster, sockets: 1, cores: 1, memory: 1 << 30, script: b.Initialization.Script}
 	b.into(v)
-	if len(b.Initialization.Nics) > 0 {
-		v.static = b.Initialization.Nics[0].Address
-	}
 	for _, d := range b.Disks {
 		disk := e.disk(d.Disk.ID)
 		if disk == nil || disk.status != "ok" {
@@ -213,8 +207,8 @@ func (e *Engine) addVM(_ *http.Request, body []byte) answer {
 		if t == nil || t.status != "ok" {
 			return refused(http.StatusConflict, "Cannot add VM. The Template is locked. Please try again in a few minutes.")
 		}
-		d := &disk{id: newID(), name: v.name + "_Disk1", size: t.size, status: "locked"}
-		if full := e.full(0); full { // a thin clone takes next to nothing
+		d := &disk{id: newID(), name: t.disk.name, description: t.disk.description, size: t.size, status: "locked"} // as the engine names it
+		if full := e.full(0); full {                                                                                // a thin clone takes next to nothing
 			return refused(http.StatusConflict, "Cannot add VM. Low disk space on Storage Domain data.")
 		}
 		e.disks, v.disks, v.template, v.status = append(e.disks, d), append(v.disks, d), t.id, "image_locked"
@@ -281,7 +275,7 @@ var scriptParts = map[string]*regexp.Regexp{
 
 // guest is what cloud-init would make of a VM.
 func (v *vm) guest() (Guest, error) {
-	g := Guest{Name: v.name, ID: v.id, CPUs: v.cores * v.sockets, Memory: v.memory, Address: v.static}
+	g := Guest{Name: v.name, ID: v.id, CPUs: v.cores * v.sockets, Memory: v.memory}
 	script, err := bootCommand(v.script)
 	if err != nil {
 		return g, err
@@ -293,6 +287,9 @@ func (v *vm) guest() (Guest, error) {
 			return g, fmt.Errorf("the cloud-init data has no %s", part)
 		}
 		*to = m[1]
+	}
+	if m := regexp.MustCompile(`(?m)^Address=([0-9.]+)/`).FindStringSubmatch(script); m != nil {
+		g.Address = m[1]
 	}
 	if m := regexp.MustCompile(`echo '([^']*)' >/etc/hostname`).FindStringSubmatch(script); m != nil {
 		g.Name = m[1]
@@ -387,6 +384,15 @@ func (e *Engine) addNIC(r *http.Request, body []byte) answer {
 	n := nic{newID(), b.Name, b.Profile.ID}
 	v.nics = append(v.nics, n)
 	return answer{http.StatusCreated, element("nic", "vms/"+v.id+"/nics", n.id, "name", n.name)}
+}
+
+func (e *Engine) deleteNIC(r *http.Request, _ []byte) answer {
+	v := e.vm(r.PathValue("id"))
+	if v == nil {
+		return missing()
+	}
+	v.nics = slices.DeleteFunc(v.nics, func(n nic) bool { return n.id == r.PathValue("nic") })
+	return ok("<action><status>complete</status></action>")
 }
 
 func (e *Engine) getVMTags(r *http.Request, _ []byte) answer {

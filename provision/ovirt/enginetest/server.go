@@ -90,6 +90,8 @@ func (e *Engine) handler() http.Handler {
 		"POST /vms/{id}/stop":                              (*Engine).stopVM,
 		"GET /vms/{id}/nics":                               (*Engine).getNICs,
 		"POST /vms/{id}/nics":                              (*Engine).addNIC,
+		"DELETE /vms/{id}/nics/{nic}":                      (*Engine).deleteNIC,
+		"GET /clusters":                                    (*Engine).getClusters,
 		"GET /vms/{id}/tags":                               (*Engine).getVMTags,
 		"POST /vms/{id}/tags":                              (*Engine).tagVM,
 		"GET /vms/{id}/diskattachments":                    (*Engine).getAttachments,
