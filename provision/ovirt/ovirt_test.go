@@ -337,6 +337,46 @@ func TestByHand(t *testing.T) {
 	assert.NotEqual(t, first.Incarnation, second.Incarnation)
 }
 
+// A machine that cannot be started now is left with what is on its disk.
+func TestWhatDoesNotComeUpIsKept(t *testing.T) {
+	e := start(t, quick())
+	d := e.driver(t)
+	m := e.machine(t, 0)
+	first, err := d.Create(t.Context(), m)
+	require.NoError(t, err)
+	require.True(t, e.Do(m.Name, enginetest.PowerOff))
+	e.Inject(enginetest.Fault{Call: "POST /vms/*/start", Times: 1, Status: 403, Detail: "User is not authorized to perform this action."})
+	_, err = d.Create(t.Context(), m)
+	require.ErrorContains(t, err, "not authorized")
+	again, err := d.Create(t.Context(), m)
+	require.NoError(t, err)
+	assert.Equal(t, first, again)
+}
+
+func TestMarksThatSomebodyHasBeenAt(t *testing.T) {
+	e := start(t, quick())
+	d := e.driver(t)
+	m := e.machine(t, 0)
+	first, err := d.Create(t.Context(), m)
+	require.NoError(t, err)
+	require.True(t, e.Do(m.Name, enginetest.Clone("copy")))
+	st, err := d.Read(t.Context(), m.Name)
+	require.NoError(t, err)
+	assert.Equal(t, first, st, "a clone is not ours")
+
+	require.True(t, e.Do(m.Name, enginetest.Comment("mine")))
+	all, err := d.List(t.Context(), "conf")
+	require.NoError(t, err)
+	require.Len(t, all, 1)
+	assert.Equal(t, []any{m.Name, provision.Broken, "conf", ""}, []any{all[0].Name, all[0].State, all[0].Owner.Bed, all[0].Owner.State})
+	st, err = d.Create(t.Context(), m)
+	require.NoError(t, err)
+	assert.NotEqual(t, first.Incarnation, st.Incarnation)
+	require.NoError(t, d.Delete(t.Context(), m.Name))
+	assert.Contains(t, e.Census(), "vm copy")
+	assert.NotContains(t, e.Census(), "vm "+m.Name)
+}
+
 // An upload that was cut short is gone on with: what was sent is not sent again.
 func TestUploadIsResumed(t *testing.T) {
 	e := start(t, quick())

@@ -291,6 +291,18 @@ func Resize(cpus int, memory int64) ByHand {
 	return func(_ *Engine, v *vm) { v.sockets, v.cores, v.memory = 1, cpus, memory }
 }
 
+// Comment changes what a VM's comment says.
+func Comment(text string) ByHand { return func(_ *Engine, v *vm) { v.comment = text } }
+
+// Clone makes a copy of a VM with all that is written on it, switched off.
+func Clone(name string) ByHand {
+	return func(e *Engine, v *vm) {
+		copied := *v
+		copied.id, copied.name, copied.status, copied.address, copied.disks = newID(), name, "down", "", nil
+		e.vms = append([]*vm{&copied}, e.vms...)
+	}
+}
+
 // Erase removes a VM with its disks.
 func Erase(e *Engine, v *vm) {
 	PowerOff(e, v)
