@@ -56,7 +56,12 @@ usernetes ready $(printf 'u7s-%s ' "$@") </dev/null >&2
 each usernetes dns </dev/null >&2
 
 phase service
-sed "s/@node@/u7s-$last/" "$dir/service.yaml" | usernetes kubectl apply -f - >&2
+# A request takes half a minute at most, in which an emulated machine may not have done it.
+attempt=1
+until sed "s/@node@/u7s-$last/" "$dir/service.yaml" | usernetes kubectl apply -f - >&2; do
+	[ "$attempt" -lt 5 ] || exit 1
+	attempt=$((attempt + 1))
+done
 usernetes kubectl rollout status deployment/ml-server --timeout="${USERNETES_PATIENCE}s" </dev/null >&2
 url=http://$control:$(usernetes port service)
 python3 "$dir/client.py" "$url" wait </dev/null >&2
