@@ -32,6 +32,7 @@ import (
 type place struct {
 	dir, stack, bed string
 	within          []string // a command, and its arguments, that runs `bed`
+	env             []string // of `bed` besides, NAME=VALUE
 }
 
 // work is the folder of all places; home and tmp are what the commands get as such, so that whatever they leave there is seen.
@@ -214,7 +215,7 @@ func (p place) start(t *testing.T, env []string, args ...string) *process {
 	argv := slices.Concat(p.within, []string{work(t, "bin/bed")}, args)
 	run.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 	run.cmd.Dir = p.dir
-	run.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + work(t, "home"), "TMPDIR=" + tmp(), "LANG=C.UTF-8"}, env...)
+	run.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + work(t, "home"), "TMPDIR=" + tmp(), "LANG=C.UTF-8"}, slices.Concat(p.env, env)...)
 	run.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	run.cmd.Cancel = func() error { return syscall.Kill(-run.cmd.Process.Pid, syscall.SIGKILL) }
 	run.cmd.Stdout = &run.stdout
