@@ -2,10 +2,8 @@ package e2e_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +18,7 @@ import (
 )
 
 // TestOvirt brings the talk's seven nodes up by driver ovirt, on a fake engine whose virtual machines are containers here: real nodes. LAMMPS
-// runs on them (each has the host's CPUs: Slurm binds to the first of a virtual machine's, which a container may not have); what somebody does to one of them is seen and mended; commands are killed; and in the end the engine has what it had.
+// runs on them; what somebody does to one of them is seen and mended; and in the end the engine has what it had.
 func TestOvirt(t *testing.T) {
 	if !strings.HasPrefix(*stackFlag, "lima") {
 		t.Skip("needs what makes disks of virtual machines: `make e2e STACK=lima-ci` has it")
@@ -39,7 +37,7 @@ func TestOvirt(t *testing.T) {
 	require.NoError(t, os.WriteFile(ca, e.CA, 0o600))
 	p := tree
 	p.stack, p.env = "ovirt", []string{"OVIRT_URL=" + e.URL, "OVIRT_USERNAME=" + e.Username, "OVIRT_CAFILE=" + ca, "OVIRT_PASSWORD=wrong"}
-	settings := []string{"image=debian-12", fmt.Sprintf("cpus=%d", runtime.NumCPU()), "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
+	settings := []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
 	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "OVIRT_PASSWORD")
 	p.env[3] = "OVIRT_PASSWORD=" + e.Password
 	p.fails(t, 3, p.upArgs(append(settings[:4:4], "ovirt.cluster=Defalt")...), "did you mean Default?")
@@ -59,7 +57,8 @@ func TestOvirt(t *testing.T) {
 	_, uploaded := c.step("done", "upload")
 	assert.True(t, uploaded)
 	t.Run("lammps", func(t *testing.T) {
-		r := p.kept(t, append([]string{"run", "lammps", "-s", p.stack, "-n", "1", "-o", "json"}, small...)...)
+		// Slurm binds every rank to its node's first CPU, and that is the same for all of these nodes.
+		r := p.kept(t, "run", "lammps", "-s", p.stack, "-n", "1", "-o", "json", "--param", "warmups=0", "--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=2")
 		assert.Equal(t, results.OK, r.Run.Status)
 		on := map[string]bool{}
 		for _, rank := range r.Run.Ranks {
@@ -87,5 +86,4 @@ func TestOvirt(t *testing.T) {
 		assert.Equal(t, inv.Nodes[5].Incarnation, again.Nodes[5].Incarnation)
 		p.computes(t, again)
 	})
-	t.Run("kills", p.kills)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,7 +28,8 @@ func NewNodes(d provision.Driver, image string) *Nodes {
 	return &Nodes{driver: d, image: image, guests: map[string]provision.Machine{}}
 }
 
-// Start makes the guest a node, or has the node that it was run again.
+// Start makes the guest a node, or has the node that it was run again. It has all of the host's CPUs: what binds to the first CPU of a virtual
+// machine finds one.
 func (n *Nodes) Start(ctx context.Context, g Guest) (string, error) {
 	i := strings.LastIndex(g.Name, "-")
 	index, err := strconv.Atoi(g.Name[i+1:])
@@ -35,7 +37,7 @@ func (n *Nodes) Start(ctx context.Context, g Guest) (string, error) {
 		return "", fmt.Errorf("guest %s has no number, and is no node", g.Name)
 	}
 	m := provision.Machine{
-		Name: g.Name, Owner: provision.Owner{Bed: g.Name[:i], ID: "fake", State: "fake engine"}, Index: index - 1, Role: bed.Compute, CPUs: g.CPUs, Memory: bed.Size(g.Memory),
+		Name: g.Name, Owner: provision.Owner{Bed: g.Name[:i], ID: "fake", State: "fake engine"}, Index: index - 1, Role: bed.Compute, CPUs: runtime.NumCPU(), Memory: bed.Size(g.Memory),
 		Image: n.image, ImageDigest: "of the fake engine", Network: "isolated", User: g.User, AuthorizedKey: g.AuthorizedKey, HostKey: g.HostKey, HostPublicKey: g.HostPublicKey,
 	}
 	st, err := n.driver.Create(ctx, m)
