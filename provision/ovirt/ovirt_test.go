@@ -248,20 +248,16 @@ func TestTokens(t *testing.T) {
 	assert.Contains(t, problems[0].String(), "does not take the token")
 }
 
-// A token that expires in the midst of everything is renewed wherever that is.
+// A token that expires in the midst of everything is renewed wherever that is: here, in every call.
 func TestTokenExpiresMidCreate(t *testing.T) {
 	e := start(t, quick())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for range 20 {
-			time.Sleep(10 * time.Millisecond)
-			e.ExpireTokens()
-		}
-	}()
-	_, err := e.driver(t).Create(t.Context(), e.machine(t, 0))
+	e.TokensLast(1)
+	d := e.driver(t)
+	m := e.machine(t, 0)
+	_, err := d.Create(t.Context(), m)
 	require.NoError(t, err)
-	<-done
+	require.NoError(t, d.Delete(t.Context(), m.Name))
+	e.clean(t)
 }
 
 func TestWhoTheEngineIs(t *testing.T) {
@@ -334,6 +330,30 @@ func TestByHand(t *testing.T) {
 	second, err := d.Create(t.Context(), m)
 	require.NoError(t, err)
 	assert.NotEqual(t, first.Incarnation, second.Incarnation)
+}
+
+// An engine takes its time, which is not the driver's: here hours of it go by in a moment.
+func TestAnEngineThatTakesHours(t *testing.T) {
+	slow := quick()
+	slow.MakeVM, slow.MakeTemplate, slow.Launch = time.Hour, time.Hour, time.Hour
+	e := start(t, slow)
+	made := make(chan error, 1)
+	go func() {
+		_, err := e.driver(t).Create(t.Context(), e.machine(t, 0))
+		made <- err
+	}()
+	require.Eventually(t, func() bool { return e.Calls()["POST /templates"] == 1 }, 5*time.Second, time.Millisecond)
+	select {
+	case err := <-made:
+		require.Fail(t, "it was made before the engine was ready", "%v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	for range 2 {
+		e.Advance(time.Hour)
+		require.Eventually(t, func() bool { return e.Calls()["POST /vms"] == 2 }, 5*time.Second, time.Millisecond)
+	}
+	require.Eventually(t, func() bool { e.Advance(time.Hour); return len(made) == 1 }, 5*time.Second, 10*time.Millisecond)
+	require.NoError(t, <-made)
 }
 
 // A machine that cannot be started now is left with what is on its disk.

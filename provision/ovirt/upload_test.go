@@ -24,7 +24,7 @@ func TestUploadIsResumed(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
-		for e.Sent() < 64*64<<10 {
+		for e.Sent() < 64*64<<10 && t.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		e.Restart()
@@ -43,7 +43,7 @@ func TestUploadIsResumed(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
 	ctx, cancel = context.WithCancelCause(t.Context())
 	go func() {
-		for e.Sent() < 64<<10 {
+		for e.Sent() < 64<<10 && t.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		cancel(errors.New("the test pulls the plug"))
@@ -59,7 +59,7 @@ func TestUploadIsResumed(t *testing.T) {
 func TestUploadIsChecked(t *testing.T) {
 	e := start(t, quick())
 	go func() {
-		for !e.Spoil() {
+		for !e.Spoil() && t.Context().Err() == nil {
 			time.Sleep(100 * time.Microsecond)
 		}
 	}()
@@ -98,7 +98,7 @@ func TestEngineRestartsMidTransfer(t *testing.T) {
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
 	go func() {
-		for e.Sent() < 10*64<<10 {
+		for e.Sent() < 10*64<<10 && t.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		e.Restart()

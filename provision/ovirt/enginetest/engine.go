@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"path"
@@ -76,7 +77,8 @@ type Engine struct {
 	shift     time.Duration // of the clock
 	due       []effect
 	faults    []*Fault
-	tokens    map[string]bool
+	tokens    map[string]int // how often each can be used yet
+	uses      int            // of a new one
 	vms       []*vm
 	disks     []*disk
 	templates []*template
@@ -147,7 +149,7 @@ func newID() string {
 
 // Start starts an engine on an address of this host, or on a free port of the loopback interface when that is empty.
 func Start(address string, latency Latency, backing Backing) (*Engine, error) {
-	e := &Engine{Username: "admin@internal", Password: "fake-" + rand.Text(), latency: latency, backing: backing, tokens: map[string]bool{}, calls: map[string]int{}, launches: map[string]bool{}}
+	e := &Engine{Username: "admin@internal", Password: "fake-" + rand.Text(), latency: latency, backing: backing, tokens: map[string]int{}, uses: math.MaxInt, calls: map[string]int{}, launches: map[string]bool{}}
 	return e, e.listen(address)
 }
 
@@ -202,6 +204,14 @@ func (e *Engine) Inject(faults ...Fault) {
 func (e *Engine) ExpireTokens() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	clear(e.tokens)
+}
+
+// TokensLast has every token from now on expire after so many calls.
+func (e *Engine) TokensLast(calls int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.uses = calls
 	clear(e.tokens)
 }
 
@@ -393,11 +403,13 @@ func (e *Engine) api(do func(e *Engine, r *http.Request, body []byte) answer) ht
 		e.mu.Lock()
 		e.settle()
 		e.calls[call]++
-		if token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); !found || !e.tokens[token] {
+		token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if e.tokens[token] == 0 {
 			e.mu.Unlock()
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
+		e.tokens[token]--
 		f := e.fault(call)
 		var a answer
 		switch {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
@@ -83,15 +82,4 @@ func (b *Loopback) Remove(id string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.guests, id)
-}
-
-// String lists the guests, for tests.
-func (b *Loopback) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var all []string
-	for _, at := range b.guests {
-		all = append(all, at.address)
-	}
-	return strings.Join(all, " ")
 }

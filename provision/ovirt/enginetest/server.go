@@ -137,6 +137,6 @@ func (e *Engine) token(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	token := rand.Text()
-	e.tokens[token] = true
+	e.tokens[token] = e.uses
 	_ = json.NewEncoder(w).Encode(map[string]string{"access_token": token, "token_type": "bearer", "scope": "ovirt-app-api"})
 }
