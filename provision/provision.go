@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
@@ -163,6 +164,16 @@ type Status struct {
 	HostCPUs       string // the host's CPUs that run it, where the driver pins
 	Oversubscribed bool   // another machine runs on them too
 	Expires        time.Time
+}
+
+// OwnersOf are the marks on machines, each once.
+func OwnersOf(machines []Status) (owners []Owner) {
+	for _, st := range machines {
+		if !slices.Contains(owners, st.Owner) {
+			owners = append(owners, st.Owner)
+		}
+	}
+	return owners
 }
 
 // ErrNotFound says that there is no machine of that name.

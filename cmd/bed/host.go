@@ -226,6 +226,20 @@ func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Imag
 	return store, chosen, nil
 }
 
+// reached opens each driver that can be asked here what it has made.
+func reached(ask func(name string, d provision.Driver) error) error {
+	for _, name := range drivers.Reachable(drivers.Settings{}) {
+		d, err := drivers.Open(name, drivers.Settings{})
+		if err == nil {
+			err = ask(name, d)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sweepImages lists what engines keep of images and no machine uses, and removes it if it is to.
 func (a *app) sweepImages(ctx context.Context, remove bool) error {
 	type line struct {
@@ -234,14 +248,10 @@ func (a *app) sweepImages(ctx context.Context, remove bool) error {
 		Removed bool `json:"removed"`
 	}
 	lines := []line{}
-	for _, name := range drivers.Reachable(drivers.Settings{}) {
-		d, err := drivers.Open(name, drivers.Settings{})
-		if err != nil {
-			return err
-		}
+	err := reached(func(name string, d provision.Driver) error {
 		keeper, ok := d.(provision.ImageKeeper)
 		if !ok {
-			continue
+			return nil
 		}
 		kept, err := keeper.KeptImages(ctx)
 		if err != nil {
@@ -258,6 +268,10 @@ func (a *app) sweepImages(ctx context.Context, remove bool) error {
 			}
 			lines = append(lines, line{name, image, remove})
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return a.print(lines, func() {
 		for _, l := range lines {
@@ -300,11 +314,7 @@ func (a *app) sweep() *cobra.Command {
 				Removed  bool            `json:"removed"`
 			}
 			lines := []line{}
-			for _, name := range drivers.Reachable(drivers.Settings{}) {
-				d, err := drivers.Open(name, drivers.Settings{})
-				if err != nil {
-					return err
-				}
+			err = reached(func(name string, d provision.Driver) error {
 				owners, err := provider.Owners(c.Context(), d)
 				if err != nil {
 					return err
@@ -328,6 +338,10 @@ func (a *app) sweep() *cobra.Command {
 					}
 					lines = append(lines, l)
 				}
+				return nil
+			})
+			if err != nil {
+				return err
 			}
 			if owner != "" && len(lines) == 0 {
 				return bed.Problems{{Key: "--owner", Value: owner, Reason: "there is no bed of that name on this host", Remedy: "`bed sweep` lists those that no state here knows", Host: true}}

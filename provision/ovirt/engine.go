@@ -44,6 +44,9 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 			return "", err
 		}
 	}
+	if uncertain != nil {
+		return "", errors.Join(context.Cause(ctx), uncertain)
+	}
 	return "", context.Cause(ctx)
 }
 
@@ -366,12 +369,7 @@ func (d *Driver) Owners(ctx context.Context) ([]provision.Owner, error) {
 	if err != nil {
 		return nil, err
 	}
-	var owners []provision.Owner
-	for _, st := range all {
-		if !slices.Contains(owners, st.Owner) {
-			owners = append(owners, st.Owner)
-		}
-	}
+	owners := provision.OwnersOf(all)
 	tags, groups, err := d.marked(ctx, c)
 	if err != nil {
 		return nil, err
@@ -393,7 +391,7 @@ func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 		return err
 	}
 	for _, st := range left {
-		if !st.Owner.Same(owner) {
+		if st.Owner.State != "" && !st.Owner.Same(owner) {
 			return &provision.ForeignError{Have: st.Owner, Want: owner}
 		}
 	}

@@ -240,7 +240,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	if vm != nil && have.Owner == m.Owner && have.Digest == m.Digest() && have.Frame == frame(m, d.settings) && have.VM != "" {
 		st, err = d.mend(ctx, c, vm, have, m)
 		if !errors.As(err, new(*remote.HostKeyError)) { // somebody else is on that disk; anything else may pass, and what is on it is worth keeping
-			if err != nil {
+			if err != nil && ctx.Err() == nil {
 				err = fmt.Errorf("node %s: %w; remove its VM in the engine, and `bed up` makes it anew", m.Name, err)
 			}
 			return st, err

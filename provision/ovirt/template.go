@@ -118,6 +118,8 @@ func (d *Driver) alone(ctx context.Context, file string) (unlock func(), err err
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timing.settle, fmt.Errorf("another `bed` of this host has been at the upload of %s for more than %s", filepath.Base(file), d.timing.settle))
+	defer cancel()
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {

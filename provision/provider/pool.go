@@ -446,11 +446,5 @@ func Owners(ctx context.Context, d provision.Driver) ([]provision.Owner, error) 
 	if err != nil {
 		return nil, err
 	}
-	var owners []provision.Owner
-	for _, st := range all {
-		if !slices.Contains(owners, st.Owner) {
-			owners = append(owners, st.Owner)
-		}
-	}
-	return owners, nil
+	return provision.OwnersOf(all), nil
 }
