@@ -57,6 +57,7 @@ func (t Target) hostKeyCallback() (ssh.HostKeyCallback, error) {
 type Client struct {
 	Target Target
 	conn   *ssh.Client
+	lost   atomic.Bool // it was silent for too long
 }
 
 // Within connectTimeout somebody listens; within loginTimeout an emulated machine too has done its part of the key exchange.
@@ -65,13 +66,59 @@ const (
 	loginTimeout   = 40 * time.Second
 )
 
-// Dial connects and logs in.
+// A machine whose kernel has stopped says nothing, nor does whatever carries its connections: it is asked every so often, and may take as
+// long to answer as an emulated one under load does.
+var (
+	askEvery = 20 * time.Second
+	silence  = 3 * time.Minute
+)
+
+// Dial connects and logs in. A node that falls silent ends its connection, and with it what runs there, after some minutes.
 func Dial(ctx context.Context, t Target) (*Client, error) {
 	conn, err := dial(ctx, t, ssh.PublicKeys(t.Signer))
 	if err != nil {
 		return nil, err
 	}
-	return &Client{Target: t, conn: conn}, nil
+	c := &Client{Target: t, conn: conn}
+	go c.watch()
+	return c, nil
+}
+
+// watch closes the connection once the node is silent.
+func (c *Client) watch() {
+	ended := make(chan struct{})
+	go func() { _ = c.conn.Wait(); close(ended) }()
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
+		answered := make(chan struct{})
+		go func() {
+			_, _, _ = c.conn.SendRequest("keepalive@openssh.com", true, nil)
+			close(answered)
+		}()
+		select {
+		case <-ended:
+			return
+		case <-answered:
+		case <-time.After(silence):
+			c.lost.Store(true)
+			_ = c.conn.Close()
+			return
+		}
+	}
+}
+
+// why is the error with what the connection's end was due to.
+func (c *Client) why(err error) error {
+	if err == nil || !c.lost.Load() {
+		return err
+	}
+	return fmt.Errorf("it has not answered for %v: the machine hangs or is off; `bed up` makes it one that works (%w)", silence, err)
 }
 
 func dial(ctx context.Context, t Target, auth ...ssh.AuthMethod) (*ssh.Client, error) {
@@ -245,7 +292,7 @@ func (c *Client) session(ctx context.Context) (*ssh.Session, error) {
 func (c *Client) stream(ctx context.Context, command string, stdin io.Reader, stdout, stderr io.Writer) (Result, error) {
 	session, err := c.session(ctx)
 	if err != nil {
-		return Result{}, fmt.Errorf("open a session on node %s: %w", c.Target.Name, err)
+		return Result{}, fmt.Errorf("open a session on node %s: %w", c.Target.Name, c.why(err))
 	}
 	defer session.Close()
 	session.Stdin, session.Stdout, session.Stderr = stdin, stdout, stderr
@@ -273,7 +320,7 @@ func (c *Client) stream(ctx context.Context, command string, stdin io.Reader, st
 		r.Code = exit.ExitStatus()
 		return r, &ExitError{Node: c.Target.Name, Command: command, Result: r}
 	default:
-		return r, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, err)
+		return r, fmt.Errorf("on node %s: `%s`: %w", c.Target.Name, command, c.why(err))
 	}
 }
 
@@ -362,7 +409,7 @@ func (c *Client) Forward(listener net.Listener, address string) error {
 	for {
 		near, err := listener.Accept()
 		if lost.Load() {
-			return fmt.Errorf("the connection to node %s ended", c.Target.Name)
+			return c.why(fmt.Errorf("the connection to node %s ended", c.Target.Name))
 		}
 		if errors.Is(err, net.ErrClosed) {
 			return nil

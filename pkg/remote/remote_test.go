@@ -77,7 +77,13 @@ func (n *fakeNode) serve(raw net.Conn, config *ssh.ServerConfig) {
 	if err != nil {
 		return
 	}
-	go ssh.DiscardRequests(requests)
+	go func() {
+		for r := range requests {
+			if !n.silent.Load() {
+				_ = r.Reply(false, nil) // as to a keep-alive, which sshd does not know either
+			}
+		}
+	}()
 	for c := range channels {
 		if n.silent.Load() {
 			continue
@@ -389,6 +395,22 @@ func TestASilentMachineIsNotWaitedForLongerThanTheContext(t *testing.T) {
 	assert.Less(t, time.Since(start), 10*time.Second)
 	_, err = c.Run(t.Context(), "true")
 	assert.Error(t, err, "the connection is gone, which whoever kept it must see")
+}
+
+func TestASilentMachineIsGivenUp(t *testing.T) {
+	remote.SetSilence(t, 10*time.Millisecond, 300*time.Millisecond)
+	n := startNode(t)
+	c := dial(t, n.target)
+	_, err := c.Run(t.Context(), "sleep 1")
+	require.NoError(t, err, "who answers may take longer over a command")
+	near, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	forwarded := make(chan error, 1)
+	go func() { forwarded <- c.Forward(near, "127.0.0.1:1") }()
+	time.AfterFunc(50*time.Millisecond, func() { n.silent.Store(true) })
+	_, err = c.Run(t.Context(), "sleep 60")
+	assert.ErrorContains(t, err, "on node node: `sleep 60`: it has not answered for 300ms")
+	assert.ErrorContains(t, <-forwarded, "it has not answered for 300ms")
 }
 
 func TestForwardSaysWhenTheMachineIsGone(t *testing.T) {
