@@ -60,12 +60,29 @@ func (inv Inventory) Check() error {
 	case len(inv.Nodes) == 0 || len(inv.Nodes) > MaxNodes:
 		return fmt.Errorf("inventory: bed %s has %d nodes; a bed has 1 to %d", inv.Bed, len(inv.Nodes), MaxNodes)
 	}
+	via := map[string]string{}
+	for _, n := range inv.Nodes {
+		via[n.Name] = n.Via
+	}
 	seen := map[string]bool{}
 	for i, n := range inv.Nodes {
 		if err := n.check(); err != nil {
 			return fmt.Errorf("inventory: node %d, %q: %w", i+1, n.Name, err)
 		}
-		for _, one := range []string{n.Name, fmt.Sprintf("%s port %d", n.Address, n.Port)} {
+		place := fmt.Sprintf("%s port %d", n.Address, n.Port)
+		if n.Via != "" {
+			next, known := via[n.Via]
+			switch {
+			case n.Via == n.Name:
+				return fmt.Errorf("inventory: node %s is reached through itself", n.Name)
+			case !known:
+				return fmt.Errorf("inventory: node %s is reached through %q, which is no node of bed %s", n.Name, n.Via, inv.Bed)
+			case next != "":
+				return fmt.Errorf("inventory: node %s is reached through %s, which is itself reached through %s; one on the way is the most", n.Name, n.Via, next)
+			}
+			place += " through " + n.Via // another node may see another machine there
+		}
+		for _, one := range []string{n.Name, place} {
 			if seen[one] && (one == n.Name || n.Made()) {
 				return fmt.Errorf("inventory: two nodes are called %s", one)
 			}

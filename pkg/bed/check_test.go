@@ -70,7 +70,15 @@ func TestParseInventoryRefuses(t *testing.T) {
 		"0 CPUs":                              node(func(n *bed.InventoryNode) { n.CPUs = 0 }),
 		"-1 MiB":                              node(func(n *bed.InventoryNode) { n.MemoryMiB = -1 }),
 		"the host key":                        node(func(n *bed.InventoryNode) { n.HostKey += "\n* " + n.HostKey }),
-		"no list of CPUs":                     node(func(n *bed.InventoryNode) { n.HostCPUs = "all" }),
+		"b-02 is reached through itself":      node(func(n *bed.InventoryNode) { n.Via = "b-02" }),
+		`through "1", which is no node`:       node(func(n *bed.InventoryNode) { n.Via = "1" }),
+		"through b-03, which is itself": func(inv *bed.Inventory) {
+			inv.Nodes[1].Via, inv.Nodes[2].Via = "b-03", "b-01"
+		},
+		"two nodes are called 192.0.2.2 port 22 through b-01": func(inv *bed.Inventory) {
+			inv.Nodes[1].Via, inv.Nodes[2].Via, inv.Nodes[2].Address = "b-01", "b-01", "192.0.2.2"
+		},
+		"no list of CPUs": node(func(n *bed.InventoryNode) { n.HostCPUs = "all" }),
 	} {
 		inv := inventory()
 		change(&inv)
@@ -96,6 +104,15 @@ func TestCheckAllowsNodesThatAreNotMade(t *testing.T) {
 	require.NoError(t, inv.Check())
 	assert.True(t, inv.Nodes[0].Made())
 	assert.False(t, inv.Nodes[1].Made())
+}
+
+// What a node sees at an address is not what this host sees there.
+func TestCheckAllowsTheSameAddressBehindAnotherNode(t *testing.T) {
+	inv := inventory()
+	inv.Nodes[1].Via, inv.Nodes[1].Address = "b-01", inv.Nodes[2].Address
+	got, err := bed.ParseInventory([]byte(marshal(t, inv)))
+	require.NoError(t, err)
+	assert.Equal(t, inv, got)
 }
 
 // FuzzParseInventory: nothing crashes the reader, and what it accepts is a bed with a control node and compute nodes that says the

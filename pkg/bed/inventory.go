@@ -23,6 +23,8 @@ type InventoryNode struct {
 	Name    string `json:"name" pulumi:"name"`       // what `hostname` prints on it
 	Address string `json:"address" pulumi:"address"` // where the host reaches its sshd, with Port
 	Port    int    `json:"port" pulumi:"port"`
+	// Via is the node of the bed through which this one's sshd is reached; Address and Port are then as that one sees them.
+	Via string `json:"via,omitempty" pulumi:"via,optional"`
 	// BedAddress is where its siblings reach it.
 	BedAddress string `json:"bedAddress" pulumi:"bedAddress"`
 	Role       Role   `json:"role" pulumi:"role"`
