@@ -26,6 +26,7 @@ type Target struct {
 	User    string
 	HostKey string // public, in authorized_keys form
 	Signer  ssh.Signer
+	Via     *Target // the node that is logged in to first, and from which Address and Port are reached; nil for none
 }
 
 func (t Target) addr() string { return net.JoinHostPort(t.Address, strconv.Itoa(t.Port)) }
@@ -47,7 +48,11 @@ func (t Target) hostKeyCallback() (ssh.HostKeyCallback, error) {
 	}
 	return func(_ string, _ net.Addr, got ssh.PublicKey) error {
 		if !bytes.Equal(got.Marshal(), want.Marshal()) {
-			return &HostKeyError{Node: t.Name, Address: t.addr(), Got: ssh.FingerprintSHA256(got), Want: ssh.FingerprintSHA256(want)}
+			at := t.addr()
+			if t.Via != nil {
+				at += " as node " + t.Via.Name + " sees it"
+			}
+			return &HostKeyError{Node: t.Name, Address: at, Got: ssh.FingerprintSHA256(got), Want: ssh.FingerprintSHA256(want)}
 		}
 		return nil
 	}, nil
@@ -75,7 +80,7 @@ var (
 
 // Dial connects and logs in. A node that falls silent ends its connection, and with it what runs there, after some minutes.
 func Dial(ctx context.Context, t Target) (*Client, error) {
-	conn, err := dial(ctx, t, ssh.PublicKeys(t.Signer))
+	conn, err := dial(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -121,44 +126,53 @@ func (c *Client) why(err error) error {
 	return fmt.Errorf("it has not answered for %v: the machine hangs or is off; `bed up` makes it one that works (%w)", silence, err)
 }
 
-func dial(ctx context.Context, t Target, auth ...ssh.AuthMethod) (*ssh.Client, error) {
-	callback, err := t.hostKeyCallback()
+func dial(ctx context.Context, t Target) (*ssh.Client, error) {
+	raw, err := open(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, loginTimeout)
-	defer cancel()
-	raw, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, "tcp", t.addr())
+	return login(ctx, t, raw, ssh.PublicKeys(t.Signer))
+}
+
+// login does the handshake on a connection, which it closes when that fails.
+func login(ctx context.Context, t Target, raw net.Conn, auth ...ssh.AuthMethod) (*ssh.Client, error) {
+	callback, err := t.hostKeyCallback()
 	if err != nil {
-		return nil, fmt.Errorf("connect to node %s: %w", t.Name, err)
+		_ = raw.Close()
+		return nil, err
 	}
-	// The handshake knows no context: its deadline is the connection's, and a cancelled context closes it.
-	deadline, _ := ctx.Deadline()
-	_ = raw.SetDeadline(deadline)
+	// The handshake knows no context, and a carried connection no deadline: the end of the context closes it.
+	ctx, cancel := context.WithTimeoutCause(ctx, loginTimeout, fmt.Errorf("it took longer than %v", loginTimeout))
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	c, channels, requests, err := ssh.NewClientConn(raw, t.addr(), &ssh.ClientConfig{
 		User: t.User, Auth: auth, HostKeyCallback: callback, HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
 	})
-	if !stop() && err == nil {
-		err = ctx.Err()
+	ended := !stop()
+	var wrong *HostKeyError
+	switch {
+	case errors.As(err, &wrong):
+		err = wrong
+	case ended:
+		err = fmt.Errorf("log in to %s: %w", t.path(), context.Cause(ctx))
+	case err != nil:
+		err = fmt.Errorf("log in to %s: %w", t.path(), err)
+	default:
+		return ssh.NewClient(c, channels, requests), nil
 	}
-	if err != nil {
-		_ = raw.Close()
-		var wrong *HostKeyError
-		if errors.As(err, &wrong) {
-			return nil, wrong
-		}
-		return nil, fmt.Errorf("log in to node %s: %w", t.Name, err)
-	}
-	_ = raw.SetDeadline(time.Time{})
-	return ssh.NewClient(c, channels, requests), nil
+	_ = raw.Close()
+	return nil, err
 }
 
 // Answers reports whether the target's sshd answers with the pinned host key. It needs no key of the user's and logs nobody in:
-// a driver, which knows only the host key, waits with it for a boot to finish.
+// a driver, which knows only the host key, waits with it for a boot to finish. A node on the way must be logged in to all the same.
 func Answers(ctx context.Context, t Target) error {
+	raw, err := open(ctx, t)
+	if err != nil {
+		return err
+	}
 	t.User = "bedfellow-probe"
-	conn, err := dial(ctx, t)
+	conn, err := login(ctx, t, raw)
 	if err == nil {
 		_ = conn.Close()
 		return nil

@@ -30,6 +30,7 @@ type fakeNode struct {
 	target  remote.Target
 	logins  atomic.Int32  // attempts to log in: what was sent to it beyond the key exchange
 	silent  atomic.Bool   // says nothing more to what is asked of it, as a machine that was rebooted
+	open    atomic.Int32  // connections
 	hangups chan struct{} // one for each command whose session was closed before it ended
 }
 
@@ -73,6 +74,8 @@ func startNode(t *testing.T) *fakeNode {
 
 func (n *fakeNode) serve(raw net.Conn, config *ssh.ServerConfig) {
 	defer raw.Close()
+	n.open.Add(1)
+	defer n.open.Add(-1)
 	_, channels, requests, err := ssh.NewServerConn(raw, config)
 	if err != nil {
 		return
