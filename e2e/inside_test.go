@@ -33,7 +33,7 @@ func TestInside(t *testing.T) {
 	if inv.SharedKernel {
 		t.Skip("its nodes are no hosts: they run on this one's kernel, on which `make test` runs the suite")
 	}
-	in := enter(t, p, inv.Nodes[0], inv.User)
+	in := enter(t, p, inv, 0)
 	in.run("stat -fc %T /sys/fs/cgroup | grep -qx cgroup2fs && [ $(cat /proc/1/comm) = systemd ]")
 	in.run("sudo env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends " +
 		"ansible mmdebstrap systemd-container iproute2 >/dev/null'")
@@ -83,12 +83,12 @@ type inside struct {
 	client *remote.Client
 }
 
-func enter(t *testing.T, p place, n bed.InventoryNode, user string) inside {
+func enter(t *testing.T, p place, inv bed.Inventory, node int) inside {
 	key, err := os.ReadFile(p.keyFile())
 	require.NoError(t, err)
 	signer, err := ssh.ParsePrivateKey(key)
 	require.NoError(t, err)
-	client, err := remote.Dial(t.Context(), remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, User: user, HostKey: n.HostKey, Signer: signer})
+	client, err := remote.Dial(t.Context(), remote.Node(inv, inv.Nodes[node], signer))
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = client.Close() })
 	return inside{t, client}

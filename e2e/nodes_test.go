@@ -41,8 +41,7 @@ func (p place) on(t *testing.T, inv bed.Inventory, node int, command string) (st
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), p.patience(30*time.Second))
 	defer cancel()
-	n := inv.Nodes[node]
-	c, err := remote.Dial(ctx, remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, User: inv.User, HostKey: n.HostKey, Signer: signer})
+	c, err := remote.Dial(ctx, remote.Node(inv, inv.Nodes[node], signer))
 	if err != nil {
 		return "", err
 	}

@@ -49,9 +49,7 @@ func (a *app) kubeconfig() *cobra.Command {
 				return fmt.Errorf("the bed's user key: %w", err)
 			}
 			control := s.Inventory.Control()
-			client, err := remote.Dial(ctx, remote.Target{
-				Name: control.Name, Address: control.Address, Port: control.Port, User: s.Inventory.User, HostKey: control.HostKey, Signer: signer,
-			})
+			client, err := remote.Dial(ctx, remote.Node(s.Inventory, control, signer))
 			if err != nil {
 				return err
 			}

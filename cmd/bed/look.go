@@ -15,6 +15,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/lima"
@@ -63,22 +64,13 @@ func (a *app) ssh() *cobra.Command {
 func writeSSHConfig(w *engine.Workspace, inv bed.Inventory) (string, error) {
 	dir := filepath.Dir(w.KeyFile())
 	known := filepath.Join(dir, "known_hosts")
-	var hosts strings.Builder
-	for _, n := range inv.Nodes {
-		fmt.Fprintf(&hosts, "%s %s\n", n.Name, n.HostKey)
-	}
 	config := filepath.Join(dir, "ssh_config")
-	return config, errors.Join(os.WriteFile(known, []byte(hosts.String()), 0o600), os.WriteFile(config, []byte(sshConfig(inv, w.KeyFile(), known)), 0o600))
+	return config, errors.Join(os.WriteFile(known, []byte(remote.KnownHosts(inv)), 0o600), os.WriteFile(config, []byte(sshConfig(inv, w.KeyFile(), known)), 0o600))
 }
 
 func sshConfig(inv bed.Inventory, key, known string) string {
-	var b strings.Builder
-	for _, n := range inv.Nodes {
-		fmt.Fprintf(&b, "Host %s\n  HostName %s\n  Port %d\n  HostKeyAlias %s\n", n.Name, n.Address, n.Port, n.Name)
-	}
-	fmt.Fprintf(&b, "Host *\n  User %s\n  IdentityFile %q\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile %q\n"+
-		"  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  HostKeyAlgorithms ssh-ed25519\n  LogLevel ERROR\n", inv.User, key, known)
-	return b.String()
+	return remote.SSHHosts(inv) + fmt.Sprintf("Host *\n  IdentityFile %q\n  IdentitiesOnly yes\n  IdentityAgent none\n  UserKnownHostsFile %q\n"+
+		"  GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  HostKeyAlgorithms ssh-ed25519\n  LogLevel ERROR\n", key, known)
 }
 
 func (a *app) inventory() *cobra.Command {

@@ -95,7 +95,7 @@ func (b *Bed) Dial(ctx context.Context, n bed.InventoryNode) (*remote.Client, er
 	if err != nil {
 		return nil, err
 	}
-	return remote.Dial(ctx, remote.Target{Name: n.Name, Address: n.Address, Port: n.Port, User: b.Inventory.User, HostKey: n.HostKey, Signer: signer})
+	return remote.Dial(ctx, remote.Node(b.Inventory, n, signer))
 }
 
 func newKey(t testing.TB) (ssh.Signer, []byte) {

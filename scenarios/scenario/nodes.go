@@ -161,9 +161,7 @@ func (n *Nodes) Hold(ctx context.Context, node, command string, stdin []byte) (w
 }
 
 func (n *Nodes) dial(ctx context.Context, at bed.InventoryNode) (*remote.Client, error) {
-	client, err := remote.Dial(ctx, remote.Target{
-		Name: at.Name, Address: at.Address, Port: at.Port, User: n.inventory.User, HostKey: at.HostKey, Signer: n.signer,
-	})
+	client, err := remote.Dial(ctx, remote.Node(n.inventory, at, n.signer))
 	if err != nil {
 		return nil, fmt.Errorf("%w; see `bed status`, and `bed up` repairs the node", err)
 	}

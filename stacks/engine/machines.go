@@ -3,7 +3,10 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
@@ -28,7 +31,10 @@ func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error)
 	if d.Info().Emulated {
 		patience *= 6
 	}
-	found := make([]Machine, len(s.Inventory.Nodes))
+	signer, _ := ssh.ParsePrivateKey(s.PrivateKey) // without it, nodes behind another are unreachable, and say why
+	now := s.Inventory                             // where the driver says that its machines are
+	now.Nodes = slices.Clone(now.Nodes)
+	found := make([]Machine, len(now.Nodes))
 	err = remote.Each(ctx, s.Inventory.Nodes, max(d.Info().Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
 		st, err := d.Read(ctx, n.Name)
 		switch {
@@ -39,14 +45,21 @@ func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error)
 			return err
 		}
 		found[i] = Machine{Name: n.Name, State: string(st.State), Detail: st.Detail}
-		if st.State == provision.Running && d.Info().SSH {
-			ctx, cancel := context.WithTimeout(ctx, patience)
-			defer cancel()
-			if err := remote.Answers(ctx, remote.Target{Name: n.Name, Address: st.Address, Port: st.Port, HostKey: n.HostKey}); err != nil {
-				found[i].State, found[i].Detail = "unreachable", err.Error()
-			}
+		now.Nodes[i].Address, now.Nodes[i].Port = st.Address, st.Port
+		return nil
+	})
+	if err != nil || !d.Info().SSH {
+		return found, err
+	}
+	return found, remote.Each(ctx, now.Nodes, max(d.Info().Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
+		if found[i].State != string(provision.Running) {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		if err := remote.Answers(ctx, remote.Node(now, n, signer)); err != nil {
+			found[i].State, found[i].Detail = "unreachable", err.Error()
 		}
 		return nil
 	})
-	return found, err
 }
