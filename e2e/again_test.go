@@ -21,7 +21,7 @@ func (p place) again(t *testing.T) {
 	p.oldPlaybooks(t)
 	processes := watchProcesses(t, p.keys(t, inv))
 	again, c := p.up(t)
-	processes.check(t, "ansible-playbook", "pulumi-resource-bedfellow", inv.Nodes[len(inv.Nodes)-1].Address)
+	processes.check(t, "ansible-playbook", "pulumi-resource-bedfellow", " "+inv.Nodes[len(inv.Nodes)-1].Name+" /bin/sh -c ") // Ansible's ssh to the last node
 	assert.Equal(t, inv, again)
 	assert.Equal(t, 1, changes(t, c)["update"], "the configuration and nothing else: %s", c)
 	done, ok := c.step(progress.Done, "configure")

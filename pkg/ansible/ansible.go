@@ -40,6 +40,7 @@ type Run struct {
 
 	PrivateKey []byte // OpenSSH format; for connections over ssh
 	KnownHosts []byte // the only host keys that are accepted; without it no ssh connection is
+	SSHHosts   []byte // ssh's configuration of single hosts, such as through which other one is reached; what holds for all follows it
 
 	Tags    []string
 	Slow    bool       // emulated nodes: they take longer to answer
@@ -187,6 +188,7 @@ func (r Run) write(dir *private) error {
 		"id":                    r.PrivateKey,
 		"known_hosts":           r.KnownHosts,
 		"ansible.cfg":           []byte(config(dir.path, forks, r.Slow)),
+		"ssh_config":            append(slices.Clip(r.SSHHosts), sshConfig(dir.path, r.Slow)...),
 		"callback/bedfellow.py": callback,
 		"ssh":                   []byte(sshWrapper),
 	} {
@@ -213,21 +215,38 @@ code=$?
 exit $code
 `
 
-// config is Ansible's configuration for a run. Only the host keys that were given are accepted, and no key but the one given,
-// no agent and no configuration of the user's takes part.
-func config(dir string, forks int, slow bool) string {
-	connect, alive := 10, 5 // seconds
+// waits are how many seconds ssh may take to connect, and between signs of life.
+func waits(slow bool) (connect, alive int) {
 	if slow {
-		connect, alive = 60, 30
+		return 60, 30
 	}
-	ssh := []string{
-		"-F", "/dev/null", "-i", dir + "/id",
-		"-o", "UserKnownHostsFile=" + dir + "/known_hosts", "-o", "GlobalKnownHostsFile=/dev/null",
-		"-o", "StrictHostKeyChecking=yes", "-o", "UpdateHostKeys=no", "-o", "CheckHostIP=no",
-		"-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-o", "PreferredAuthentications=publickey",
-		"-o", "ControlMaster=auto", "-o", "ControlPersist=30s",
-		"-o", fmt.Sprintf("ConnectTimeout=%d", connect), "-o", fmt.Sprintf("ServerAliveInterval=%d", alive), "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR",
-	}
+	return 10, 5
+}
+
+// sshConfig holds for every host of a run, and for one on the way to another, of which the command line tells ssh nothing. Only the host
+// keys that were given are accepted, and no key but the one given, no agent and no configuration of the user's takes part.
+func sshConfig(dir string, slow bool) string {
+	connect, alive := waits(slow)
+	return fmt.Sprintf(`Host *
+  IdentityFile %[1]s/id
+  IdentitiesOnly yes
+  IdentityAgent none
+  PreferredAuthentications publickey
+  UserKnownHostsFile %[1]s/known_hosts
+  GlobalKnownHostsFile /dev/null
+  StrictHostKeyChecking yes
+  UpdateHostKeys no
+  CheckHostIP no
+  ConnectTimeout %[2]d
+  ServerAliveInterval %[3]d
+  ServerAliveCountMax 3
+  LogLevel ERROR
+`, dir, connect, alive)
+}
+
+// config is Ansible's configuration for a run. On ssh's command line is also what Ansible would set there otherwise.
+func config(dir string, forks int, slow bool) string {
+	connect, alive := waits(slow)
 	return fmt.Sprintf(`[defaults]
 forks = %d
 gathering = explicit
@@ -246,10 +265,10 @@ transfer_method = piped
 retries = 2
 control_path_dir = %[2]s/cp
 ssh_executable = %[2]s/ssh
-ssh_args = %[3]s
+ssh_args = -F %[2]s/ssh_config -o ControlMaster=auto -o ControlPersist=30s -o ConnectTimeout=%[3]d -o PreferredAuthentications=publickey
 [connection]
 pipelining = True
-`, forks, dir, strings.Join(ssh, " "), 3*alive)
+`, forks, dir, connect, 3*alive)
 }
 
 // env is all of Ansible's environment: nothing of the caller's leaks into a run but where programs are, how to get out, and the

@@ -251,6 +251,44 @@ func TestAnSSHThatEndsFirstIsHeard(t *testing.T) {
 	assert.ErrorContains(t, err, "Host key verification failed")
 }
 
+// ssh is told how to reach a host through another, and trusts what the run was given and nothing else on both.
+func TestAHostIsReachedThroughAnother(t *testing.T) {
+	real, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Skip("ssh is not installed")
+	}
+	run := play(t, "    - ansible.builtin.command: id\n")
+	bin := t.TempDir()
+	script := "#!/bin/sh\n" + real + ` -G "$@" >` + bin + "/n-02\n" + `while [ "$1" != -F ]; do shift; done` + "\n" + real + ` -G -F "$2" n-01 >` + bin + "/n-01\nexit 255\n"
+	require.NoError(t, os.WriteFile(filepath.Join(bin, "ssh"), []byte(script), 0o755))
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	run.SSHHosts = []byte("Host n-01\n  HostName 192.0.2.1\n  User bed\nHost n-02\n  HostName 10.0.0.2\n  HostKeyAlias n-02\n  ProxyJump n-01\n")
+	run.Inventory = map[string]any{"all": map[string]any{"hosts": map[string]any{"n-02": map[string]any{"ansible_user": "bed"}}}}
+	_, err = run.Do(t.Context())
+	require.ErrorContains(t, err, "unreachable")
+	var dir string
+	for host, want := range map[string][]string{
+		"n-01": {"hostname 192.0.2.1"},
+		"n-02": {"hostname 10.0.0.2", "hostkeyalias n-02", "proxyjump n-01", "controlmaster auto"},
+	} {
+		said, err := os.ReadFile(filepath.Join(bin, host))
+		require.NoError(t, err)
+		options := strings.Split(string(said), "\n")
+		for _, o := range append(want, "user bed", "connecttimeout 10", "stricthostkeychecking true", "identitiesonly yes", "identityagent none",
+			"globalknownhostsfile /dev/null", "preferredauthentications publickey", "updatehostkeys false") {
+			assert.Contains(t, options, o, host)
+		}
+		for _, o := range options {
+			if path, ok := strings.CutPrefix(o, "identityfile "); ok {
+				assert.Contains(t, []string{"", filepath.Dir(path)}, dir, "both have the same key, and one only")
+				dir = filepath.Dir(path)
+			}
+		}
+		assert.Equal(t, run.WorkDir, filepath.Dir(dir))
+		assert.Contains(t, options, "userknownhostsfile "+dir+"/known_hosts")
+	}
+}
+
 func newSigner(t *testing.T) ssh.Signer {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)

@@ -1,7 +1,6 @@
 package provider
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/ansible"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/playbooks"
 )
 
@@ -122,10 +122,6 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	}
 	ctx, done := withProgress(ctx)
 	defer done()
-	var known bytes.Buffer
-	for _, n := range args.Inventory.Nodes {
-		fmt.Fprintf(&known, "[%s]:%d %s\n%s %s\n", n.Address, n.Port, n.HostKey, n.Address, n.HostKey)
-	}
 	vars := args.vars()
 	enter := "bed ssh %s"
 	if stack := os.Getenv(StackEnv); stack != "" {
@@ -135,7 +131,8 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 		Enter:     enter,
 		Playbooks: playbooks.FS, Playbook: "site.yml", Inventory: ansibleInventory(args),
 		ExtraVars: vars, Slow: args.Slow,
-		PrivateKey: []byte(args.PrivateKey), KnownHosts: known.Bytes(), Forks: min(max(len(args.Inventory.Nodes), 5), 50),
+		PrivateKey: []byte(args.PrivateKey), KnownHosts: []byte(remote.KnownHosts(args.Inventory)), SSHHosts: []byte(remote.SSHHosts(args.Inventory)),
+		Forks: min(max(len(args.Inventory.Nodes), 5), 50),
 	}.Do(ctx)
 	state.Changed = result.Changed
 	if err != nil {
@@ -165,13 +162,13 @@ func (args ConfigurationArgs) vars() map[string]any {
 func ansibleInventory(args ConfigurationArgs) map[string]any { return AnsibleInventory(args.Inventory) }
 
 // AnsibleInventory renders the bed as an Ansible inventory in its YAML form, without any secret: what our roles run on and
-// `bed inventory --format ansible` prints.
+// `bed inventory --format ansible` prints. How a node is reached by its name is in a configuration of ssh, remote.SSHHosts.
 func AnsibleInventory(inv bed.Inventory) map[string]any {
 	control, compute := map[string]any{}, map[string]any{}
 	for _, n := range inv.Nodes {
 		host := map[string]any{
-			"ansible_host": n.Address, "ansible_port": n.Port, "ansible_user": inv.User,
-			"bed_address": n.BedAddress, "bed_cpus": n.CPUs, "bed_memory_mib": n.MemoryMiB,
+			"ansible_user": inv.User,
+			"bed_address":  n.BedAddress, "bed_cpus": n.CPUs, "bed_memory_mib": n.MemoryMiB,
 		}
 		if n.Role == bed.Control || len(inv.Nodes) == 1 {
 			control[n.Name] = host
