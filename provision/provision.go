@@ -158,6 +158,7 @@ type Status struct {
 	Digest         string // of the Machine it was made from
 	Address        string // where this host reaches its sshd, with Port
 	Port           int
+	Via            string // the machine of its bed through which alone that is so, or empty; Create has waited for that one then
 	BedAddress     string // where its siblings reach it
 	HostPublicKey  string
 	Incarnation    string // changes when its disk is made anew

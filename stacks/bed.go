@@ -195,7 +195,7 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		port, _ := m["port"].(float64)
 		oversubscribed, _ := m["oversubscribed"].(bool)
 		inv.Nodes = append(inv.Nodes, bed.InventoryNode{
-			Name: n.Name, Address: text("address"), Port: int(port), BedAddress: text("bedAddress"), Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
+			Name: n.Name, Address: text("address"), Port: int(port), Via: text("via"), BedAddress: text("bedAddress"), Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
 			HostKey: hostKeys[n.Name], HostCPUs: text("hostCPUs"), Oversubscribed: oversubscribed, Incarnation: text("incarnation"),
 		})
 	}
@@ -209,7 +209,7 @@ func inventoryMap(inv bed.Inventory) map[string]any {
 	for i, n := range inv.Nodes {
 		nodes[i] = map[string]any{
 			"name": n.Name, "address": n.Address, "port": n.Port, "bedAddress": n.BedAddress, "role": string(n.Role), "cpus": n.CPUs, "memoryMiB": n.MemoryMiB,
-			"hostKey": n.HostKey, "incarnation": n.Incarnation,
+			"hostKey": n.HostKey, "incarnation": n.Incarnation, "via": n.Via,
 		}
 	}
 	m := map[string]any{

@@ -45,7 +45,7 @@ func (e *fakeEngine) NewResource(args pulumi.MockResourceArgs) (string, resource
 		var machines []resource.PropertyValue
 		for i, node := range args.Inputs["nodes"].ArrayValue() {
 			machines = append(machines, resource.NewProperty(resource.PropertyMap{
-				"name": node.ObjectValue()["name"], "address": resource.NewProperty(fmt.Sprintf("10.0.0.%d", i+11)), "port": resource.NewProperty(22.0), "incarnation": resource.NewProperty(fmt.Sprint("made", i)),
+				"name": node.ObjectValue()["name"], "address": resource.NewProperty(fmt.Sprintf("10.0.0.%d", i+11)), "port": resource.NewProperty(22.0), "via": resource.NewProperty(fmt.Sprint("by", i)), "incarnation": resource.NewProperty(fmt.Sprint("made", i)),
 			}))
 		}
 		out["machines"] = resource.NewProperty(machines)
@@ -98,6 +98,7 @@ func TestProgram(t *testing.T) {
 	configuration := e.made["bedfellow:index:Configuration"]
 	node := configuration["inventory"].ObjectValue()["nodes"].ArrayValue()[1].ObjectValue()
 	assert.Equal(t, "10.0.0.12", node["address"].StringValue())
+	assert.Equal(t, "by1", node["via"].StringValue())
 	assert.Equal(t, "made1", node["incarnation"].StringValue(), "a node made anew is configured anew")
 	assert.Equal(t, "ssh-ed25519 other-02", node["hostKey"].StringValue())
 	assert.True(t, configuration["privateKey"].IsSecret())

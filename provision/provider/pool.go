@@ -66,6 +66,7 @@ type PoolMachine struct {
 	Detail         string `pulumi:"detail,optional"`
 	Address        string `pulumi:"address,optional"`
 	Port           int    `pulumi:"port,optional"`
+	Via            string `pulumi:"via,optional"`
 	BedAddress     string `pulumi:"bedAddress,optional"`
 	HostCPUs       string `pulumi:"hostCPUs,optional"`
 	Oversubscribed bool   `pulumi:"oversubscribed,optional"`
@@ -266,7 +267,7 @@ const askTimeout = 10 * time.Second
 // machine turns a driver's status into the resource's, after asking the machine itself.
 func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, st provision.Status) PoolMachine {
 	m := PoolMachine{
-		Name: st.Name, State: string(st.State), Detail: st.Detail, Address: st.Address, Port: st.Port, BedAddress: st.BedAddress, HostCPUs: st.HostCPUs,
+		Name: st.Name, State: string(st.State), Detail: st.Detail, Address: st.Address, Port: st.Port, Via: st.Via, BedAddress: st.BedAddress, HostCPUs: st.HostCPUs,
 		Oversubscribed: st.Oversubscribed, Incarnation: st.Incarnation, Digest: st.Digest,
 	}
 	if st.State != provision.Running || !d.Info().SSH {
@@ -278,7 +279,7 @@ func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, s
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	facts, err := ask(ctx, args, st)
+	facts, err := ask(ctx, d, args, st)
 	if err != nil {
 		m.State, m.Detail = string(provision.Broken), err.Error()
 		return m
@@ -290,14 +291,24 @@ func (r *Pool) machine(ctx context.Context, d provision.Driver, args PoolArgs, s
 	return m
 }
 
-func ask(ctx context.Context, args PoolArgs, st provision.Status) (remote.Facts, error) {
+func ask(ctx context.Context, d provision.Driver, args PoolArgs, st provision.Status) (remote.Facts, error) {
 	signer, err := ssh.ParsePrivateKey([]byte(args.UserPrivateKey))
 	if err != nil {
 		return remote.Facts{}, fmt.Errorf("the bed's user key: %w", err)
 	}
-	client, err := remote.Dial(ctx, remote.Target{
-		Name: st.Name, Address: st.Address, Port: st.Port, User: args.User, HostKey: args.HostPublicKeys[st.Name], Signer: signer,
-	})
+	target := func(st provision.Status) remote.Target {
+		return remote.Target{Name: st.Name, Address: st.Address, Port: st.Port, User: args.User, HostKey: args.HostPublicKeys[st.Name], Signer: signer}
+	}
+	t := target(st)
+	if st.Via != "" {
+		jump, err := d.Read(ctx, st.Via)
+		if err != nil {
+			return remote.Facts{}, fmt.Errorf("on the way to node %s: %w", st.Name, err)
+		}
+		via := target(jump)
+		t.Via = &via
+	}
+	client, err := remote.Dial(ctx, t)
 	if err != nil {
 		return remote.Facts{}, err
 	}

@@ -33,7 +33,7 @@ func Standing(outputs json.RawMessage) (inv bed.Inventory, key []byte, err error
 	for _, n := range pool.Nodes {
 		m := found[n.Name]
 		inv.Nodes = append(inv.Nodes, bed.InventoryNode{
-			Name: n.Name, Address: m.Address, Port: m.Port, BedAddress: m.BedAddress, Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
+			Name: n.Name, Address: m.Address, Port: m.Port, Via: m.Via, BedAddress: m.BedAddress, Role: bed.Role(n.Role), CPUs: n.CPUs, MemoryMiB: n.MemoryMiB,
 			HostKey: pool.HostPublicKeys[n.Name], HostCPUs: m.HostCPUs, Oversubscribed: m.Oversubscribed, Incarnation: m.Incarnation,
 		})
 	}

@@ -21,7 +21,7 @@ const outputs = `{
 	],
 	"machines": [
 		{"name": "b-01", "state": "running", "address": "10.0.0.2", "port": 22, "incarnation": "x"},
-		{"name": "b-02", "state": "missing", "detail": "no memory"}
+		{"name": "b-02", "state": "missing", "detail": "no memory", "via": "b-01"}
 	]
 }`
 
@@ -32,6 +32,7 @@ func TestStandingReadsAHalfMadeBed(t *testing.T) {
 	require.Len(t, inv.Nodes, 2)
 	assert.True(t, inv.Nodes[0].Made())
 	assert.False(t, inv.Nodes[1].Made())
+	assert.Equal(t, "b-01", inv.Nodes[1].Via)
 }
 
 func TestStandingRefuses(t *testing.T) {
@@ -42,6 +43,7 @@ func TestStandingRefuses(t *testing.T) {
 		"no port 0":                    {`"port": 22`, `"port": 0`},
 		"0 control and 2 compute":      {`"role": "control"`, `"role": "compute"`},
 		"the host key":                 {`"b-02": "ssh-ed25519`, `"b-03": "ssh-ed25519`},
+		"which is no node of bed b":    {`"via": "b-01"`, `"via": "b-03"`},
 		"no user":                      {`"user": "bed"`, `"user": ""`},
 		"invalid character":            {`{`, ``},
 	} {
