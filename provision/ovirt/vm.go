@@ -2,19 +2,18 @@ package ovirt
 
 import (
 	"crypto/sha256"
-	_ "embed"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"regexp"
 	"strings"
-	"text/template"
 	"time"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/cloudinit"
 )
 
 // mark is what a VM's comment says of whose it is and what it was made as, in JSON. It comes with the VM, in one request: none is without.
@@ -87,35 +86,16 @@ func readMark(vm *ovirtsdk.Vm) (m mark, ok bool) {
 
 var aboutPattern = regexp.MustCompile(`^Bedfellow: bed ([a-z0-9-]+), node ([a-z0-9-]+)$`)
 
-//go:embed boot.sh
-var bootScript string
-
-// userID is that of the bed's user in every image.
-const userID = 1000
-
-// renderBoot fills in the cloud-config that makes a booting machine the node it is. It holds its private host key.
-func renderBoot(m provision.Machine, s Settings) (string, error) {
-	t, err := template.New("boot.sh").Parse(bootScript)
-	if err != nil {
-		return "", err
-	}
-	address, gateway := "", ""
+// boot is the cloud-config that makes a booting machine the node it is. The engine puts its own keys before it, and says itself what it is.
+func boot(m provision.Machine, s Settings) (string, error) {
+	n := cloudinit.Node{Name: m.Name, User: m.User, HostKey: m.HostKey, HostPublicKey: m.HostPublicKey, AuthorizedKey: m.AuthorizedKey}
 	if len(s.Addresses) > 0 {
-		address = s.Addresses[m.Index].String()
+		n.Address = s.Addresses[m.Index].String()
 		if s.Gateway.IsValid() {
-			gateway = s.Gateway.String()
+			n.Gateway = s.Gateway.String()
 		}
 	}
-	var script strings.Builder
-	if err := t.Execute(&script, map[string]any{
-		"Name": m.Name, "User": m.User, "UserID": userID, "HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey),
-		"AuthorizedKey": strings.TrimSpace(m.AuthorizedKey), "Address": address, "Gateway": gateway,
-	}); err != nil {
-		return "", err
-	}
-	// The engine puts its own keys before these, and says itself that it is a cloud-config. JSON is YAML.
-	command, err := json.Marshal([]string{"sh", "-c", script.String()})
-	return "ssh_deletekeys: false\nbootcmd:\n- " + string(command) + "\n", err
+	return cloudinit.Config(n)
 }
 
 // sizes are what of a VM can be changed in place.
@@ -133,7 +113,7 @@ func sizes(b *ovirtsdk.VmBuilder, m provision.Machine, s Settings) *ovirtsdk.VmB
 // render is a machine as the engine is to make it.
 func render(m provision.Machine, s Settings, cluster, template string) (*ovirtsdk.Vm, error) {
 	address := ""
-	script, err := renderBoot(m, s)
+	script, err := boot(m, s)
 	if err != nil {
 		return nil, err
 	}
