@@ -45,7 +45,7 @@ func TestBed(t *testing.T) {
 			name string
 			run  func(*testing.T)
 		}{
-			{"check", p.check}, {"noop", p.noop}, {"again", p.again}, {"preview", p.preview}, {"scenario", p.scenario}, {"drift", p.drift},
+			{"check", p.check}, {"behind", p.behind}, {"noop", p.noop}, {"again", p.again}, {"preview", p.preview}, {"scenario", p.scenario}, {"drift", p.drift},
 			{"machines", p.machines}, {"selftest", p.selftest}, {"manager", p.manager}, {"failedtask", p.failedTask}, {"grow", p.grow}, {"secrets", p.secrets},
 			{"passphrase", p.passphrase}, {"kills", p.kills},
 		} {

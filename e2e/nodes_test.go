@@ -10,13 +10,17 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
 
+	"github.com/bedfellow/bedfellow/pkg/ansible"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -48,6 +52,36 @@ func (p place) on(t *testing.T, inv bed.Inventory, node int, command string) (st
 	defer c.Close()
 	r, err := c.Run(ctx, command)
 	return strings.TrimSpace(string(r.Stdout)), err
+}
+
+// behind: nodes that are reached through the first one alone, as those of an OpenStack bed are, by our own connections and by Ansible's.
+func (p place) behind(t *testing.T) {
+	inv := p.inventory(t)
+	if len(inv.Nodes) == 1 {
+		t.Skip("this stack has one node, and nobody behind it")
+	}
+	for i := range inv.Nodes[1:] {
+		n := &inv.Nodes[i+1]
+		n.Via, n.Address, n.Port = inv.Nodes[0].Name, n.BedAddress, 22
+	}
+	require.NoError(t, inv.Check())
+	last := len(inv.Nodes) - 1
+	assert.Equal(t, inv.Nodes[last].Name, p.must(t, inv, last, "hostname"))
+	key, err := os.ReadFile(p.keyFile())
+	require.NoError(t, err)
+	const playbook = `[{"hosts": "all", "gather_facts": false, "tasks": [{"name": "Touch", "ansible.builtin.file": {"path": "/tmp/behind", "state": "touch", "mode": "0600"}}]}]`
+	result, err := ansible.Run{
+		Playbooks: fstest.MapFS{"site.yml": {Data: []byte(playbook)}}, Playbook: "site.yml", Inventory: provider.AnsibleInventory(inv), SSHHosts: []byte(remote.SSHHosts(inv)),
+		PrivateKey: key, KnownHosts: []byte(remote.KnownHosts(inv)), Forks: len(inv.Nodes), Slow: strings.HasPrefix(p.stack, "lima"), Enter: "bed ssh %s",
+	}.Do(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, len(inv.Nodes), result.Changed)
+	p.must(t, inv, last, "rm /tmp/behind")
+	inv.Nodes[0].HostKey = inv.Nodes[last].HostKey
+	_, err = p.on(t, inv, last, "hostname")
+	var wrong *remote.HostKeyError
+	require.ErrorAs(t, err, &wrong)
+	assert.Equal(t, inv.Nodes[0].Name, wrong.Node)
 }
 
 // must is on for a command that goes well.
