@@ -40,7 +40,7 @@ var tools = []Tool{
 
 // Tools lists what baking an image of a format needs on a host.
 func Tools(format bed.ImageFormat) []Tool {
-	if format == bed.VM {
+	if format != bed.Tree {
 		return slices.Concat(tools, diskTools)
 	}
 	return slices.Clone(tools)
@@ -64,6 +64,14 @@ type bakery struct {
 func (s *Store) Build(ctx context.Context, req Request) (Image, error) {
 	if img, ok, err := s.Get(ctx, req); ok || err != nil {
 		return img, err
+	}
+	if req.Format == bed.Raw {
+		req.Format = bed.VM
+		img, err := s.Build(ctx, req)
+		if err != nil {
+			return Image{}, err
+		}
+		return s.writeRaw(ctx, img)
 	}
 	r, err := req.resolve()
 	if err != nil {

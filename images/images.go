@@ -275,7 +275,16 @@ func Open(dir string) (*Store, error) {
 func (s *Store) Dir() string { return s.dir }
 
 // Get finds the image of a request without making it, and says whether there is one. It reads little and needs no network.
-func (s *Store) Get(_ context.Context, req Request) (Image, bool, error) {
+func (s *Store) Get(ctx context.Context, req Request) (Image, bool, error) {
+	if req.Format == bed.Raw {
+		req.Format = bed.VM
+		img, ok, err := s.Get(ctx, req)
+		if !ok || err != nil {
+			return Image{}, false, err
+		}
+		img, ok = s.rawOf(img)
+		return img, ok, nil
+	}
 	r, err := req.resolve()
 	if err != nil {
 		return Image{}, false, err

@@ -94,7 +94,7 @@ func (a *app) image() *cobra.Command {
 			return a.print(img, func() { fmt.Printf("%s  %s\n", img.Digest, img.Path) })
 		},
 	}
-	build.Flags().StringVar(&form, "format", string(bed.Tree), fmt.Sprintf("one of %v: a root file system, or a disk that boots", bed.ImageFormats()))
+	build.Flags().StringVar(&form, "format", string(bed.Tree), fmt.Sprintf("one of %v: a root file system, a disk that boots, or the same as a raw file", bed.ImageFormats()))
 	build.Flags().StringVar(&flux, "flux", "", "Flux for it: a path or address, or \"pinned\" for the lock's; none by default")
 	build.Flags().BoolVar(&kubernetes, "kubernetes", false, "make its machines nodes of Kubernetes, by the offline bundle")
 	build.Flags().StringSliceVar(&roles, "roles", nil, "roles on it; all by default")

@@ -46,7 +46,7 @@ func (i *Image) Annotate(a infer.Annotator) {
 // Annotate describes the inputs in the schema.
 func (i *ImageArgs) Annotate(a infer.Annotator) {
 	a.Describe(&i.Definition, "Which distribution, such as debian-12.")
-	a.Describe(&i.Format, "tree, a root file system and the default, or vm, a disk that boots with its kernel beside it.")
+	a.Describe(&i.Format, "tree, a root file system and the default, vm, a disk that boots with its kernel beside it, or raw, the same disk as clouds import it.")
 	a.Describe(&i.Roles, "Ansible roles on it; none is all of them.")
 	a.Describe(&i.Flux, "The artifact of role flux: a path, an address with a digest, or pinned for the lock's; none is an image without Flux.")
 	a.Describe(&i.Kubernetes, "What Kubernetes comes from: the Go module that it is built from, a directory, or pinned for the lock's container images; none is an image without Kubernetes.")

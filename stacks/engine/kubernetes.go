@@ -22,7 +22,8 @@ func rootlessKit2() []string { return []string{"debian-13"} }
 // kubernetesProblems finds what keeps Kubernetes without root from this bed.
 func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	var problems bed.Problems
-	if on.Image != bed.VM {
+	own := on.Image == bed.VM || on.Image == bed.Raw
+	if !own {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
 			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
 			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=usernetes"})
@@ -42,7 +43,7 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 			break
 		}
 	}
-	if err := images.CheckKubernetes(stacks.KubernetesSource()); err != nil && on.Image == bed.VM {
+	if err := images.CheckKubernetes(stacks.KubernetesSource()); err != nil && own {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Reason: err.Error(), Remedy: images.BundleHelp, Host: true})
 	}
 	return problems
