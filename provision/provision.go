@@ -15,19 +15,11 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
-// Driver turns machine specs into running machines with a reachable sshd.
-// All methods are safe for concurrent use on different names and honour ctx.
-type Driver interface {
+// Beds are what there is of beds by their owners' marks: a Driver's, or a cloud's, whose machines Pulumi's own resources make.
+type Beds interface {
 	Info() Info
 	// Check tells whether this host or engine can serve at all, each problem with its remedy.
 	Check(ctx context.Context) []bed.Problem
-	// Create adopts the machine when it runs with the same mark, digest and host key; makes anew any other of this bed. It
-	// returns once the machine's sshd answers with the pinned host key. What a failed Create made, it removes.
-	Create(ctx context.Context, m Machine) (Status, error)
-	// Read tells how the machine is; ErrNotFound when there is none.
-	Read(ctx context.Context, name string) (Status, error)
-	// Update brings a machine to a changed spec, in place where the driver can, else by making it anew.
-	Update(ctx context.Context, m Machine) (Status, error)
 	// Delete leaves nothing of the machine; deleting what is not there is no error. With a bed's last machine go the things
 	// that its machines shared.
 	Delete(ctx context.Context, name string) error
@@ -36,17 +28,35 @@ type Driver interface {
 	List(ctx context.Context, owner string) ([]Status, error)
 }
 
+// Driver turns machine specs into running machines with a reachable sshd.
+// All methods are safe for concurrent use on different names and honour ctx.
+type Driver interface {
+	Beds
+	// Create adopts the machine when it runs with the same mark, digest and host key; makes anew any other of this bed. It
+	// returns once the machine's sshd answers with the pinned host key. What a failed Create made, it removes.
+	Create(ctx context.Context, m Machine) (Status, error)
+	// Read tells how the machine is; ErrNotFound when there is none.
+	Read(ctx context.Context, name string) (Status, error)
+	// Update brings a machine to a changed spec, in place where the driver can, else by making it anew.
+	Update(ctx context.Context, m Machine) (Status, error)
+}
+
 // Fitter is a Driver that can tell whether given machines would fit this host, before any is made.
 type Fitter interface {
 	Fit(ctx context.Context, machines []Machine) []bed.Problem
 }
 
-// Sweeper is a Driver whose beds have more than machines: networks, groups, directories. Sweep removes what is left of a bed
+// Sweeper is one whose beds have more than machines: networks, groups, directories. Sweep removes what is left of a bed
 // whose machines are deleted or were never finished; a clean bed is no error.
 type Sweeper interface {
 	// Owners lists the marks of all beds there are, those without a machine included.
 	Owners(ctx context.Context) ([]Owner, error)
 	Sweep(ctx context.Context, owner Owner) error
+}
+
+// Expirer knows when a bed's time is over from more than its machines, which may be gone before the rest of it is. Zero is never.
+type Expirer interface {
+	Expires(ctx context.Context, owner Owner) (time.Time, error)
 }
 
 // Adviser is a Driver that can tell what works on this host and could work better. It hinders nothing, unlike a problem.

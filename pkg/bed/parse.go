@@ -28,6 +28,8 @@ func Keys() []string {
 		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.network", "kubernetes.mtu",
 		"ovirt.url", "ovirt.username", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
 		"ovirt.storageDomain", "ovirt.vnicProfile", "ovirt.template", "ovirt.addresses", "ovirt.gateway", "ovirt.spread", "ovirt.sockets", "ovirt.guaranteed", "ovirt.concurrency",
+		"aws.region", "aws.zone", "aws.instanceType", "aws.threadsPerCore", "aws.efa", "aws.spot", "aws.sshFrom", "aws.ami", "aws.amiOwner", "aws.keepImage",
+		"openstack.region", "openstack.flavor", "openstack.externalNetwork", "openstack.sshFrom", "openstack.nameservers", "openstack.image", "openstack.keepImage",
 	}
 }
 
@@ -93,7 +95,7 @@ func (p *parser) driverSettings(driver string) map[string]string {
 	settings := map[string]string{}
 	for key, value := range p.values {
 		of, name, _ := strings.Cut(key, ".")
-		if of != "ovirt" || !slices.Contains(Keys(), key) || value == "" {
+		if !slices.Contains([]string{"ovirt", "aws", "openstack"}, of) || !slices.Contains(Keys(), key) || value == "" {
 			continue
 		}
 		if of != driver {

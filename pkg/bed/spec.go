@@ -18,7 +18,7 @@ const (
 // Spec is a test bed as asked for. Parse makes one from configuration; a Spec from Parse without problems is valid.
 type Spec struct {
 	Name              string            // of the bed; unique on a host
-	Driver            string            // who makes the machines: nspawn, lima, ovirt, sim
+	Driver            string            // who makes the machines: nspawn, lima, ovirt, sim, or the cloud aws or openstack
 	Image             string            // what is on their disks: debian-12
 	WorkloadManager   string            // slurm, flux
 	Kubernetes        string            // none, usernetes

@@ -408,7 +408,7 @@ func (r *Pool) Delete(ctx context.Context, req infer.DeleteRequest[PoolState]) (
 
 // Clear removes every machine of the owner's bed and what they shared. A bed of another state is not touched: that is a
 // *provision.ForeignError.
-func Clear(ctx context.Context, d provision.Driver, owner provision.Owner) error {
+func Clear(ctx context.Context, d provision.Beds, owner provision.Owner) error {
 	all, err := d.List(ctx, owner.Bed)
 	if err != nil {
 		return err
@@ -433,7 +433,7 @@ func Clear(ctx context.Context, d provision.Driver, owner provision.Owner) error
 }
 
 // ClearState removes every bed that bears the mark of the state, under whatever name.
-func ClearState(ctx context.Context, d provision.Driver, state string) error {
+func ClearState(ctx context.Context, d provision.Beds, state string) error {
 	owners, err := Owners(ctx, d)
 	if err != nil {
 		return err
@@ -448,8 +448,8 @@ func ClearState(ctx context.Context, d provision.Driver, state string) error {
 	return nil
 }
 
-// Owners lists the marks of all beds that the driver knows.
-func Owners(ctx context.Context, d provision.Driver) ([]provision.Owner, error) {
+// Owners lists the marks of all beds that there are.
+func Owners(ctx context.Context, d provision.Beds) ([]provision.Owner, error) {
 	if sweeper, ok := d.(provision.Sweeper); ok {
 		return sweeper.Owners(ctx)
 	}

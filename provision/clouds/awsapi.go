@@ -1,0 +1,261 @@
+//go:build clouds
+
+package clouds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/servicequotas"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+// awsCloud is one region of an account.
+type awsCloud struct {
+	s      AWS
+	ec2    *ec2.Client
+	s3     *s3.Client
+	iam    *iam.Client
+	sts    *sts.Client
+	quotas *servicequotas.Client
+}
+
+// awsTimeout is for one question; what takes longer has its own.
+const awsTimeout = time.Minute
+
+func openAWS(s AWS) (*awsCloud, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), awsTimeout)
+	defer cancel()
+	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(s.Region))
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration of AWS: %w", err)
+	}
+	return &awsCloud{
+		s: s, ec2: ec2.NewFromConfig(c), iam: iam.NewFromConfig(c), sts: sts.NewFromConfig(c), quotas: servicequotas.NewFromConfig(c),
+		s3: s3.NewFromConfig(c, func(o *s3.Options) { o.UsePathStyle = c.BaseEndpoint != nil }), // a server that stands in for AWS has no name per bucket
+	}, nil
+}
+
+// Info tells what machines there are.
+func (a *awsCloud) Info() provision.Info { return Info("aws") }
+
+// problem is one that the cloud has with us.
+func problem(key, value, remedy string, format string, args ...any) bed.Problem {
+	return bed.Problem{Key: key, Value: value, Reason: fmt.Sprintf(format, args...), Remedy: remedy, Host: true}
+}
+
+// Check tells whether we are somebody there, and whether the place exists.
+func (a *awsCloud) Check(ctx context.Context) []bed.Problem {
+	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
+	defer cancel()
+	if _, err := a.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}); err != nil {
+		return []bed.Problem{problem("", "", "`aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; docs/clouds.md has the rights that are needed",
+			"AWS does not know who you are in region %s: %v", a.s.Region, plainly(err))}
+	}
+	zones, err := a.ec2.DescribeAvailabilityZones(ctx, &ec2.DescribeAvailabilityZonesInput{})
+	if err != nil {
+		return []bed.Problem{problem("aws.region", a.s.Region, "docs/clouds.md has the rights that are needed", "cannot be asked for its zones: %v", plainly(err))}
+	}
+	var names []string
+	for _, z := range zones.AvailabilityZones {
+		names = append(names, aws.ToString(z.ZoneName))
+	}
+	if !slices.Contains(names, a.s.Zone) {
+		return []bed.Problem{problem("aws.zone", a.s.Zone, "write -c aws.zone= one of them", "is none of the zones that region %s has for you: %s", a.s.Region, strings.Join(names, ", "))}
+	}
+	return nil
+}
+
+// plainly is what a service said, without the request around it.
+func plainly(err error) error {
+	var said smithy.APIError
+	if errors.As(err, &said) {
+		return fmt.Errorf("%s: %s", said.ErrorCode(), said.ErrorMessage())
+	}
+	return err
+}
+
+// Fit looks at the type of instance, at the machine image that is named, and at how much of the type the account may have.
+func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
+	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
+	defer cancel()
+	found, err := a.ec2.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(a.s.Type)}})
+	if err != nil || len(found.InstanceTypes) == 0 {
+		return []bed.Problem{problem("aws.instanceType", a.s.Type, "`aws ec2 describe-instance-types` lists them", "is no type that region %s has: %v", a.s.Region, plainly(err))}
+	}
+	t := found.InstanceTypes[0]
+	problems := a.fitType(spec, t)
+	offered, err := a.ec2.DescribeInstanceTypeOfferings(ctx, &ec2.DescribeInstanceTypeOfferingsInput{
+		LocationType: types.LocationTypeAvailabilityZone, Filters: []types.Filter{filter("instance-type", a.s.Type)},
+	})
+	if err == nil {
+		var zones []string
+		for _, o := range offered.InstanceTypeOfferings {
+			zones = append(zones, aws.ToString(o.Location))
+		}
+		if len(zones) > 0 && !slices.Contains(zones, a.s.Zone) {
+			problems = append(problems, problem("aws.zone", a.s.Zone, "write -c aws.zone="+zones[0], "has no %s; there are some in %s", a.s.Type, strings.Join(zones, ", ")))
+		}
+	}
+	architecture := Architecture()
+	if a.s.AMI != "" {
+		images, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{a.s.AMI}, Owners: []string{a.s.AMIOwner}})
+		if err != nil || len(images.Images) == 0 {
+			return append(problems, problem("aws.ami", a.s.AMI, "name one that is there, and whose it is with -c aws.amiOwner=", "is no machine image of account %s in region %s: %v", a.s.AMIOwner, a.s.Region, plainly(err)))
+		}
+		architecture = string(images.Images[0].Architecture)
+	}
+	if p := t.ProcessorInfo; p != nil && !slices.Contains(p.SupportedArchitectures, types.ArchitectureType(architecture)) {
+		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type or an image of the other's architecture",
+			"is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, architecture))
+	}
+	return append(problems, a.fitQuota(ctx, spec, t)...)
+}
+
+func (a *awsCloud) fitType(spec bed.Spec, t types.InstanceTypeInfo) (problems []bed.Problem) {
+	if n := t.NetworkInfo; a.s.EFA && n != nil && !aws.ToBool(n.EfaSupported) {
+		problems = append(problems, problem("aws.efa", "true", "choose a type that has one, or write -c aws.efa=false", "asks for an Elastic Fabric Adapter, and %s has none", a.s.Type))
+	}
+	if g := t.PlacementGroupInfo; spec.Size() > 1 && g != nil && !slices.Contains(g.SupportedStrategies, types.PlacementGroupStrategyCluster) {
+		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type for computing, such as c7i.2xlarge", "cannot be placed close to its siblings"))
+	}
+	if v := t.VCpuInfo; v != nil {
+		threads := max(int(aws.ToInt32(v.DefaultThreadsPerCore)), 1)
+		want := int(aws.ToInt32(v.DefaultVCpus))
+		if a.s.ThreadsPerCore > 0 {
+			want = want / threads * a.s.ThreadsPerCore
+		}
+		if have := spec.Pools[0].CPUs; have != want {
+			problems = append(problems, problem("cpus", fmt.Sprint(have), fmt.Sprintf("write -c cpus=%d", want), "is not what a %s has, which is %d", a.s.Type, want))
+		}
+	}
+	return problems
+}
+
+// quotaOf is the code of the quota that a type counts to, and what it counts in: all of a family's vCPUs, or for HPC types their instances'.
+func quotaOf(instanceType string, spot bool) (code string) {
+	switch {
+	case strings.HasPrefix(instanceType, "hpc"):
+		return "L-F7808C92" // Running On-Demand HPC instances
+	case spot:
+		return "L-34B43A08" // All Standard Spot Instance Requests
+	default:
+		return "L-1216C47A" // Running On-Demand Standard instances
+	}
+}
+
+// fitQuota compares the quota with what the bed needs of it, and with what runs already. An account that may not ask is told so by AWS later.
+func (a *awsCloud) fitQuota(ctx context.Context, spec bed.Spec, t types.InstanceTypeInfo) []bed.Problem {
+	code := quotaOf(a.s.Type, a.s.Spot)
+	quota, err := a.quotas.GetServiceQuota(ctx, &servicequotas.GetServiceQuotaInput{ServiceCode: aws.String("ec2"), QuotaCode: &code})
+	if err != nil || quota.Quota == nil || t.VCpuInfo == nil {
+		return nil
+	}
+	need := float64(spec.Size()) * float64(aws.ToInt32(t.VCpuInfo.DefaultVCpus))
+	if have := aws.ToFloat64(quota.Quota.Value); need > have {
+		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), "ask for more at https://console.aws.amazon.com/servicequotas, or for fewer nodes",
+			"take %g vCPUs, and the quota %s of your account is %g in region %s", need, aws.ToString(quota.Quota.QuotaName), have, a.s.Region)}
+	}
+	return nil
+}
+
+func filter(name string, values ...string) types.Filter {
+	return types.Filter{Name: &name, Values: values}
+}
+
+func tagsOf(list []types.Tag) map[string]string {
+	tags := map[string]string{}
+	for _, t := range list {
+		tags[aws.ToString(t.Key)] = aws.ToString(t.Value)
+	}
+	return tags
+}
+
+// instances are those with the tag, of any value where none is given, that are not gone.
+func (a *awsCloud) instances(ctx context.Context, tag, value string) (found []types.Instance, err error) {
+	mark := filter("tag-key", tag)
+	if value != "" {
+		mark = filter("tag:"+tag, value)
+	}
+	pages := ec2.NewDescribeInstancesPaginator(a.ec2, &ec2.DescribeInstancesInput{Filters: []types.Filter{
+		mark, filter("instance-state-name", "pending", "running", "shutting-down", "stopping", "stopped"),
+	}})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list instances: %w", plainly(err))
+		}
+		for _, r := range page.Reservations {
+			found = append(found, r.Instances...)
+		}
+	}
+	return found, nil
+}
+
+// List shows the instances that are a bed's nodes.
+func (a *awsCloud) List(ctx context.Context, owner string) ([]provision.Status, error) {
+	found, err := a.instances(ctx, TagBed, owner)
+	if err != nil {
+		return nil, err
+	}
+	var list []provision.Status
+	for _, i := range found {
+		tags := tagsOf(i.Tags)
+		st := provision.Status{Name: tags[TagNode], State: provision.Broken, Address: aws.ToString(i.PublicIpAddress), Port: 22, BedAddress: aws.ToString(i.PrivateIpAddress), Incarnation: aws.ToString(i.InstanceId)}
+		st.Owner, st.Expires, _ = OwnerOf(tags)
+		if i.State != nil {
+			st.Detail = string(i.State.Name)
+			switch i.State.Name {
+			case types.InstanceStateNameRunning:
+				st.State, st.Detail = provision.Running, ""
+			case types.InstanceStateNameStopped:
+				st.State = provision.Stopped
+			}
+		}
+		list = append(list, st)
+	}
+	return list, nil
+}
+
+// terminateTimeout is how long instances take to be gone, the slow ones.
+const terminateTimeout = 10 * time.Minute
+
+// Delete ends the instances that are the node.
+func (a *awsCloud) Delete(ctx context.Context, name string) error {
+	found, err := a.instances(ctx, TagNode, name)
+	if err != nil {
+		return err
+	}
+	return a.terminate(ctx, found)
+}
+
+func (a *awsCloud) terminate(ctx context.Context, list []types.Instance) error {
+	var ids []string
+	for _, i := range list {
+		ids = append(ids, aws.ToString(i.InstanceId))
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	if _, err := a.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: ids}); err != nil {
+		return fmt.Errorf("terminate %v: %w", ids, plainly(err))
+	}
+	if err := ec2.NewInstanceTerminatedWaiter(a.ec2).Wait(ctx, &ec2.DescribeInstancesInput{InstanceIds: ids}, terminateTimeout); err != nil {
+		return fmt.Errorf("wait for %v to be gone: %w", ids, plainly(err))
+	}
+	return nil
+}

@@ -1,0 +1,334 @@
+//go:build clouds
+
+package clouds
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/limits"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
+	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/quotas"
+	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
+	"github.com/gophercloud/gophercloud/v2/pagination"
+	"github.com/gophercloud/utils/v2/openstack/clientconfig"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision"
+)
+
+// openStackCloud is one project of an OpenStack cloud, in one region.
+type openStackCloud struct{ s OpenStack }
+
+// openStackTimeout is for one question, and for logging in; what takes longer has its own.
+const openStackTimeout = time.Minute
+
+func openOpenStack(s OpenStack) (*openStackCloud, error) { return &openStackCloud{s: s}, nil }
+
+// Info tells what machines there are.
+func (o *openStackCloud) Info() provision.Info { return Info("openstack") }
+
+// openStack is where one has logged in.
+type openStack struct {
+	compute, network, image *gophercloud.ServiceClient
+	volume                  *gophercloud.ServiceClient // nil where there are no volumes
+}
+
+// login is done for each task: a token that lasted for the one before may not for this one.
+func (o *openStackCloud) login(ctx context.Context) (*openStack, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, openStackTimeout, fmt.Errorf("it took more than %v", openStackTimeout))
+	defer cancel()
+	in := &openStack{}
+	for _, service := range []struct {
+		name string
+		to   **gophercloud.ServiceClient
+	}{{"compute", &in.compute}, {"network", &in.network}, {"image", &in.image}, {"volume", &in.volume}} {
+		c, err := o.service(ctx, service.name)
+		switch {
+		case service.name == "volume" && nowhere(err):
+		case err != nil:
+			return nil, fmt.Errorf("log in to OpenStack's service %s: %w", service.name, said(err))
+		default:
+			c.HTTPClient.Timeout = openStackTimeout
+			*service.to = c
+		}
+	}
+	return in, nil
+}
+
+// service reads who we are from where every OpenStack tool does. The library looks at a service's versions without regard to ctx.
+func (o *openStackCloud) service(ctx context.Context, name string) (*gophercloud.ServiceClient, error) {
+	type answer struct {
+		client *gophercloud.ServiceClient
+		err    error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		c, err := clientconfig.NewServiceClient(ctx, name, &clientconfig.ClientOpts{RegionName: o.s.Region})
+		answers <- answer{c, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case a := <-answers:
+		return a.client, a.err
+	}
+}
+
+// nowhere tells whether the region, or the cloud, has no such service.
+func nowhere(err error) bool {
+	var none *gophercloud.ErrEndpointNotFound
+	return errors.As(err, &none)
+}
+
+// gone tells whether there is no such thing.
+func gone(err error) bool { return gophercloud.ResponseCodeIs(err, http.StatusNotFound) }
+
+// refusal is what a service said, without the request around it.
+type refusal struct {
+	error
+	text string
+}
+
+func (r refusal) Error() string { return r.text }
+func (r refusal) Unwrap() error { return r.error }
+
+// said is the error in the service's own words, where it had some: each service has its own wrapping for them.
+func said(err error) error {
+	var answer gophercloud.ErrUnexpectedResponseCode
+	if !errors.As(err, &answer) {
+		return err
+	}
+	text := fmt.Sprintf("%d %s", answer.Actual, http.StatusText(answer.Actual))
+	var body map[string]json.RawMessage
+	_ = json.Unmarshal(answer.Body, &body) // it may be no JSON
+	for _, part := range body {
+		var words struct{ Message string }
+		if json.Unmarshal(part, &words) == nil && words.Message != "" {
+			text += ": " + words.Message
+		}
+	}
+	return refusal{err, text}
+}
+
+// all are those of all pages.
+func all[T any](ctx context.Context, what string, pages pagination.Pager, extract func(pagination.Page) ([]T, error)) ([]T, error) {
+	page, err := pages.AllPages(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", what, said(err))
+	}
+	return extract(page)
+}
+
+// Check tells whether we are somebody there, and whether the place exists.
+func (o *openStackCloud) Check(ctx context.Context) []bed.Problem {
+	_, err := o.login(ctx)
+	return o.outside(err)
+}
+
+// outside says why we are not in.
+func (o *openStackCloud) outside(err error) []bed.Problem {
+	switch {
+	case err == nil:
+		return nil
+	case nowhere(err):
+		return []bed.Problem{problem("openstack.region", o.s.Region,
+			"write -c openstack.region= one that `openstack catalog list` shows, and name your project with OS_PROJECT_ID or in clouds.yaml",
+			"is no region where your project has what a bed needs: %v", err)}
+	default:
+		return []bed.Problem{problem("", "",
+			"set OS_CLOUD to a cloud of your clouds.yaml, or OS_AUTH_URL and the others of your project's openrc file; docs/clouds.md has the rights that are needed",
+			"OpenStack does not let you in: %v", err)}
+	}
+}
+
+// Fit looks at the flavor, at the external network, at the image that is named, and at how much the project may have.
+func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
+	ctx, cancel := context.WithTimeout(ctx, openStackTimeout)
+	defer cancel()
+	in, err := o.login(ctx)
+	if err != nil {
+		return o.outside(err)
+	}
+	problems := slices.Concat(o.fitNetwork(ctx, in), o.fitImage(ctx, in))
+	found, err := all(ctx, "flavors", flavors.ListDetail(in.compute, flavors.ListOpts{}), flavors.ExtractFlavors)
+	if err != nil {
+		return append(problems, problem("openstack.flavor", o.s.Flavor, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err))
+	}
+	i := slices.IndexFunc(found, func(f flavors.Flavor) bool { return f.Name == o.s.Flavor })
+	if i < 0 {
+		return append(problems, problem("openstack.flavor", o.s.Flavor, "write -c openstack.flavor= one of them", "is none of the flavors that there are for you: %s",
+			names(found, func(f flavors.Flavor) string { return f.Name })))
+	}
+	return slices.Concat(problems, fitFlavor(spec, found[i]), fitQuota(ctx, in, spec, found[i]))
+}
+
+// names are for people to choose from.
+func names[T any](list []T, name func(T) string) string {
+	var text []string
+	for _, one := range list {
+		text = append(text, name(one))
+	}
+	slices.Sort(text)
+	return cmp.Or(strings.Join(text, ", "), "there are none")
+}
+
+func fitFlavor(spec bed.Spec, f flavors.Flavor) (problems []bed.Problem) {
+	pool := spec.Pools[0]
+	if pool.CPUs != f.VCPUs {
+		problems = append(problems, problem("cpus", fmt.Sprint(pool.CPUs), fmt.Sprintf("write -c cpus=%d", f.VCPUs), "is not what a %s has, which is %d", f.Name, f.VCPUs))
+	}
+	if memory := bed.Size(f.RAM) * bed.MiB; pool.Memory != memory {
+		problems = append(problems, problem("memory", pool.Memory.String(), fmt.Sprintf("write -c memory=%v", memory), "is not what a %s has, which is %v", f.Name, memory))
+	}
+	return problems
+}
+
+func (o *openStackCloud) fitNetwork(ctx context.Context, in *openStack) []bed.Problem {
+	outside := true
+	found, err := all(ctx, "external networks", networks.List(in.network, external.ListOptsExt{ListOptsBuilder: networks.ListOpts{}, External: &outside}), networks.ExtractNetworks)
+	switch {
+	case err != nil:
+		return []bed.Problem{problem("openstack.externalNetwork", o.s.ExternalNetwork, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err)}
+	case !slices.ContainsFunc(found, func(n networks.Network) bool { return n.Name == o.s.ExternalNetwork }):
+		return []bed.Problem{problem("openstack.externalNetwork", o.s.ExternalNetwork, "write -c openstack.externalNetwork= one of them",
+			"is none of the external networks that there are for you: %s",
+			names(found, func(n networks.Network) string { return n.Name }))}
+	}
+	return nil
+}
+
+func (o *openStackCloud) fitImage(ctx context.Context, in *openStack) []bed.Problem {
+	if o.s.Image == "" {
+		return nil
+	}
+	found, err := all(ctx, "images", images.List(in.image, images.ListOpts{Name: o.s.Image}), images.ExtractImages)
+	switch {
+	case err != nil:
+		return []bed.Problem{problem("openstack.image", o.s.Image, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err)}
+	case len(found) != 1:
+		return []bed.Problem{problem("openstack.image", o.s.Image, "name one that there is once: `openstack image list` shows them", "is the name of %d images", len(found))}
+	case found[0].Status != images.ImageStatusActive:
+		return []bed.Problem{problem("openstack.image", o.s.Image, "wait until it is active, or name another", "cannot be used yet: it is %s", found[0].Status)}
+	}
+	return nil
+}
+
+// fitQuota compares what the project has left with what the bed needs besides what it has already. What a cloud does not tell, it says later.
+func fitQuota(ctx context.Context, in *openStack, spec bed.Spec, f flavors.Flavor) (problems []bed.Problem) {
+	compare := func(what string, need, used, limit int) {
+		if left := limit - used; limit >= 0 && need > 0 && need > left { // -1 is no limit
+			problems = append(problems, problem("nodes", fmt.Sprint(spec.Size()), "ask those who run the cloud for more, or for fewer nodes, or remove what you need no more",
+				"take %d %s, and your project has %d left of %d", need, what, max(left, 0), limit))
+		}
+	}
+	found, err := in.things(ctx)
+	if err != nil {
+		return []bed.Problem{problem("", "", "docs/clouds.md has the rights that are needed", "OpenStack does not tell what there is of the bed: %v", err)}
+	}
+	have := map[string]int{}
+	for _, t := range found {
+		if t.tags[TagBed] == spec.Name {
+			have[t.kind]++
+		}
+	}
+	if l, err := limits.Get(ctx, in.compute, nil).Extract(); err == nil {
+		more := spec.Size() - have[kindServer]
+		compare("servers", more, l.Absolute.TotalInstancesUsed, l.Absolute.MaxTotalInstances)
+		compare("vCPUs", more*f.VCPUs, l.Absolute.TotalCoresUsed, l.Absolute.MaxTotalCores)
+		compare("MiB of memory", more*f.RAM, l.Absolute.TotalRAMUsed, l.Absolute.MaxTotalRAMSize)
+	}
+	if token, ok := in.network.GetAuthResult().(tokens.CreateResult); ok {
+		if project, err := token.ExtractProject(); err == nil && project != nil {
+			if q, err := quotas.GetDetail(ctx, in.network, project.ID).Extract(); err == nil {
+				compare("floating IPs", 1-have[kindFloating], q.FloatingIP.Used+q.FloatingIP.Reserved, q.FloatingIP.Limit)
+			}
+		}
+	}
+	return problems
+}
+
+// servers are those with the tag, of any value where none is given.
+func (in *openStack) servers(ctx context.Context, tag, value string) ([]servers.Server, error) {
+	found, err := all(ctx, "servers", servers.List(in.compute, servers.ListOpts{}), servers.ExtractServers)
+	return slices.DeleteFunc(found, func(s servers.Server) bool {
+		have, ok := s.Metadata[tag]
+		return !ok || value != "" && have != value
+	}), err
+}
+
+// List shows the servers that are a bed's nodes.
+func (o *openStackCloud) List(ctx context.Context, owner string) ([]provision.Status, error) {
+	in, err := o.login(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := in.servers(ctx, TagBed, owner)
+	if err != nil {
+		return nil, err
+	}
+	var list []provision.Status
+	for _, s := range found {
+		st := provision.Status{Name: s.Metadata[TagNode], State: provision.Broken, Detail: strings.ToLower(s.Status), Port: 22, Incarnation: s.ID}
+		st.Owner, st.Expires, _ = OwnerOf(s.Metadata)
+		st.Address, st.BedAddress = addressesOf(s)
+		switch {
+		case s.TaskState == "deleting":
+			st.Detail = s.TaskState
+		case s.Status == "ACTIVE":
+			st.State, st.Detail = provision.Running, ""
+		case s.Status == "SHUTOFF":
+			st.State = provision.Stopped
+		case s.Fault.Message != "":
+			st.Detail += ": " + s.Fault.Message
+		}
+		list = append(list, st)
+	}
+	return list, nil
+}
+
+// addressesOf a server: the one from outside, if it has one, and the one on the bed's network.
+func addressesOf(s servers.Server) (floating, fixed string) {
+	for _, network := range s.Addresses {
+		list, _ := network.([]any)
+		for _, one := range list {
+			a, _ := one.(map[string]any)
+			address, _ := a["addr"].(string)
+			if a["OS-EXT-IPS:type"] == "floating" {
+				floating = address
+			} else {
+				fixed = address
+			}
+		}
+	}
+	return floating, fixed
+}
+
+// Delete ends the servers that are the node.
+func (o *openStackCloud) Delete(ctx context.Context, name string) error {
+	in, err := o.login(ctx)
+	if err != nil {
+		return err
+	}
+	found, err := in.servers(ctx, TagNode, name)
+	if err != nil {
+		return err
+	}
+	var things []thing
+	for _, s := range found {
+		things = append(things, thing{kind: kindServer, id: s.ID, tags: s.Metadata})
+	}
+	return in.end(ctx, things)
+}

@@ -1,0 +1,217 @@
+package clouds
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+)
+
+// Prices are what machines of clouds are and cost. Figures of a month are of 730 hours.
+type Prices struct {
+	Date   string               `json:"date"` // of the list, year and month
+	Clouds map[string]PriceList `json:"clouds"`
+}
+
+// PriceList is one cloud's.
+type PriceList struct {
+	Source       string          `json:"source"`
+	Currency     string          `json:"currency"`
+	DiskGiBMonth float64         `json:"diskGiBMonth"` // of a GiB of a machine's disk
+	AddressHour  float64         `json:"addressHour"`  // of a public IPv4 address
+	Types        map[string]Type `json:"types"`
+}
+
+// Type is a kind of machine.
+type Type struct {
+	VCPUs          int     `json:"vcpus"`
+	ThreadsPerCore int     `json:"threadsPerCore"`
+	MemoryGiB      int     `json:"memoryGiB"`
+	Architecture   string  `json:"architecture"` // as AWS has it: x86_64, arm64
+	EFA            bool    `json:"efa"`          // has an Elastic Fabric Adapter
+	PerHour        float64 `json:"perHour"`
+}
+
+//go:embed prices.json
+var ownPrices []byte
+
+const monthHours = 730
+
+// ReadPrices reads a list of the form of this package's prices.json; an empty path is that one.
+func ReadPrices(path string) (Prices, error) {
+	data := ownPrices
+	if path != "" {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return Prices{}, bed.Problems{{Key: "--prices", Value: path, Reason: "cannot be read: " + err.Error(), Remedy: "name a file such as provision/clouds/prices.json"}}
+		}
+	}
+	var p Prices
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	err := d.Decode(&p)
+	if err == nil {
+		if _, more := d.Token(); more != io.EOF {
+			err = fmt.Errorf("there is something after its end")
+		}
+	}
+	if err == nil {
+		err = p.check()
+	}
+	if err != nil {
+		return Prices{}, bed.Problems{{Key: "--prices", Value: path, Reason: "is no list of prices: " + err.Error(), Remedy: "take provision/clouds/prices.json for a pattern"}}
+	}
+	return p, nil
+}
+
+func (p Prices) check() error {
+	if p.Date == "" {
+		return fmt.Errorf("it has no date")
+	}
+	for cloud, list := range p.Clouds {
+		if !Is(cloud) {
+			return fmt.Errorf("%q is none of %v", cloud, Names())
+		}
+		if list.Currency == "" || list.DiskGiBMonth < 0 || list.AddressHour < 0 {
+			return fmt.Errorf("%s has no currency, or a price below zero", cloud)
+		}
+		for name, t := range list.Types {
+			if t.VCPUs < 1 || t.MemoryGiB < 1 || t.PerHour < 0 || t.ThreadsPerCore < 1 || t.VCPUs%t.ThreadsPerCore != 0 {
+				return fmt.Errorf("type %s of %s has no CPUs or memory, or a price below zero", name, cloud)
+			}
+		}
+	}
+	return nil
+}
+
+// typeOf finds a type in this package's list.
+func typeOf(cloud, name string) (Type, bool) {
+	p, err := ReadPrices("")
+	if err != nil {
+		return Type{}, false
+	}
+	t, ok := p.Clouds[cloud].Types[name]
+	return t, ok
+}
+
+// typeName is the type of machine that a bed is of.
+func typeName(spec bed.Spec) (name, key string) {
+	if spec.Driver == "aws" {
+		return spec.Settings["instanceType"], "aws.instanceType"
+	}
+	return spec.Settings["flavor"], "openstack.flavor"
+}
+
+// Shape gives a bed's machines the CPUs and memory that their type has. A configuration that says something else is wrong, and one of a type
+// that the list does not have must say both. values are the configuration's.
+func Shape(spec *bed.Spec, values map[string]string) bed.Problems {
+	if !Is(spec.Driver) || len(spec.Pools) != 1 {
+		return nil
+	}
+	var problems bed.Problems
+	name, typeKey := typeName(*spec)
+	t, ok := typeOf(spec.Driver, name)
+	if !ok {
+		for _, key := range []string{"cpus", "memory"} {
+			if values[key] == "" && name != "" {
+				problems = append(problems, bed.Problem{Key: key, Reason: "is not set, and this build's list has no type " + name, Remedy: "write what a machine of that type has with -c " + key + "=…"})
+			}
+		}
+		return problems
+	}
+	cpus, memory := t.VCPUs, bed.Size(t.MemoryGiB)*bed.GiB
+	switch threads, _ := strconv.Atoi(spec.Settings["threadsPerCore"]); {
+	case threads < 1 || threads > 2: // not said, or wrong whatever the type
+	case threads <= t.ThreadsPerCore:
+		cpus = t.VCPUs / t.ThreadsPerCore * threads
+	default:
+		problems = append(problems, bed.Problem{Key: spec.Driver + ".threadsPerCore", Value: spec.Settings["threadsPerCore"], Reason: "is more than a core of " + name + " has", Remedy: "leave it out"})
+	}
+	pool := &spec.Pools[0]
+	if values["cpus"] != "" && pool.CPUs != cpus {
+		problems = append(problems, bed.Problem{Key: "cpus", Value: values["cpus"], Reason: fmt.Sprintf("is not what a %s has, which is %d", name, cpus), Remedy: "leave it out, or choose another " + typeKey})
+	}
+	if values["memory"] != "" && pool.Memory != memory {
+		problems = append(problems, bed.Problem{Key: "memory", Value: values["memory"], Reason: fmt.Sprintf("is not what a %s has, which is %s", name, memory), Remedy: "leave it out, or choose another " + typeKey})
+	}
+	pool.CPUs, pool.Memory = cpus, memory
+	return problems
+}
+
+// DefaultDisk is that of a node in a cloud whose configuration does not say.
+const DefaultDisk = 40 * bed.GiB
+
+// Estimate is what a bed takes and costs.
+type Estimate struct {
+	Cloud     string  `json:"cloud"`
+	Type      string  `json:"type"`
+	Instances int     `json:"instances"`
+	VCPUs     int     `json:"vcpus"` // that processes may use, in all, as are the others
+	MemoryGiB float64 `json:"memoryGiB"`
+	DiskGiB   float64 `json:"diskGiB"`
+	Addresses int     `json:"addresses"` // public
+	Hours     float64 `json:"hours"`     // until it expires
+	Spot      bool    `json:"spot"`
+	// PerHour and Total are in Currency; HasPrice is false where the list has not the type.
+	HasPrice bool    `json:"hasPrice"`
+	Currency string  `json:"currency,omitempty"`
+	PerHour  float64 `json:"perHour"`
+	Total    float64 `json:"total"`
+	Date     string  `json:"date,omitempty"`
+	Source   string  `json:"source,omitempty"`
+}
+
+// EstimateOf adds up what the bed takes and what the list says that it costs, traffic and the image's storage not included.
+func EstimateOf(spec bed.Spec, prices Prices) Estimate {
+	e := Estimate{Cloud: spec.Driver, Instances: spec.Size(), Addresses: spec.Size(), Hours: spec.TTL.Hours(), Spot: spec.Settings["spot"] == "true", Date: prices.Date}
+	if spec.Driver == "openstack" {
+		e.Addresses = 1 // the control node's
+	}
+	e.Type, _ = typeName(spec)
+	for _, n := range spec.Nodes() {
+		e.VCPUs += n.CPUs
+		e.MemoryGiB += float64(n.Memory) / float64(bed.GiB)
+		disk := n.Disk
+		if disk == 0 {
+			disk = DefaultDisk
+		}
+		e.DiskGiB += float64(disk) / float64(bed.GiB)
+	}
+	list := prices.Clouds[spec.Driver]
+	t, ok := list.Types[e.Type]
+	if !ok {
+		return e
+	}
+	e.HasPrice, e.Currency, e.Source = true, list.Currency, list.Source
+	e.PerHour = float64(e.Instances)*t.PerHour + e.DiskGiB*list.DiskGiBMonth/monthHours + float64(e.Addresses)*list.AddressHour
+	e.Total = e.PerHour * e.Hours
+	return e
+}
+
+// String says it for people.
+func (e Estimate) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d × %s on %s: in all %d CPUs, %g GiB of memory, %g GiB of disk, public addresses: %d", e.Instances, e.Type, e.Cloud, e.VCPUs, e.MemoryGiB, e.DiskGiB, e.Addresses)
+	if e.Hours > 0 {
+		fmt.Fprintf(&b, "; meant to live %g h", e.Hours)
+	}
+	if !e.HasPrice {
+		fmt.Fprintf(&b, "\nno price: the list of %s has no %s; --prices FILE names another", e.Date, e.Type)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "\nabout %.2f %s an hour", e.PerHour, e.Currency)
+	if e.Hours > 0 {
+		fmt.Fprintf(&b, ", %.2f %s until it expires", e.Total, e.Currency)
+	}
+	if e.Spot {
+		b.WriteString(", on demand: spot costs less, by the market")
+	}
+	fmt.Fprintf(&b, " (prices of %s, traffic not included)", e.Date)
+	return b.String()
+}
