@@ -28,6 +28,7 @@ lima:
 
 test: tools
 	go test -timeout 20m $$(go list ./... | grep -v /e2e)
+	go test -timeout 20m -tags clouds ./stacks/... ./provision/clouds
 	go test -timeout 30m -v ./e2e
 
 e2e:
@@ -57,6 +58,7 @@ bench: tools
 lint:
 	@test -z "$$(gofmt -l .)" || { echo "gofmt would change:"; gofmt -l .; exit 1; }
 	go vet ./...
+	go vet -tags clouds ./...
 	cd playbooks && ansible-lint --offline --profile production
 
 # Writes the provider's schema; a test says when it is stale.

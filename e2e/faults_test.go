@@ -1,11 +1,13 @@
 package e2e_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -124,4 +126,22 @@ func kinds(t *testing.T, c call) (all []string) {
 		all = append(all, kind)
 	}
 	return all
+}
+
+// TestExpired: a bed past its time is removed without its state, and one that has time left is not.
+func TestExpired(t *testing.T) {
+	onlyQuickstart(t)
+	p := newPlace(t, "expired", "quickstart", "e2e-ttl")
+	before := census(t)
+	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
+	sweep := func() (swept []struct{ Owner struct{ Bed string } }) { // of ours alone: somebody's whole host is here
+		c := p.ok(t, "sweep", "--expired", "--owner", p.bed, "-o", "json")
+		require.NoError(t, json.Unmarshal([]byte(c.stdout), &swept), "%s", c)
+		return swept
+	}
+	p.up(t, "nodes=1", "ttl=8h")
+	assert.Empty(t, sweep())
+	p.up(t, "ttl=1s")
+	require.Eventually(t, func() bool { return len(sweep()) == 1 }, 30*time.Second, time.Second)
+	assert.Contains(t, p.run(t, "status", "-s", p.stack).stdout, "missing")
 }

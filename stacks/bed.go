@@ -8,6 +8,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 )
 
@@ -64,7 +65,7 @@ func (b *Bed) Annotate(a infer.Annotator) {
 func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.Name, "Unique on a host; begins the nodes' names.")
 	a.Describe(&b.Settings, "The driver's own settings, by the names of its configuration keys.")
-	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, ovirt, sim.")
+	a.Describe(&b.Driver, "Who makes the machines: nspawn, lima, ovirt, sim, or the cloud aws or openstack.")
 	a.Describe(&b.Image, "What is on their disks, such as debian-12.")
 	a.Describe(&b.Roles, "Ansible roles on the image; none is all of them.")
 	a.Describe(&b.WorkloadManager, "slurm or flux")
@@ -81,11 +82,10 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 
 // NewBed makes a bed.
 func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.ResourceOption) (*Bed, error) {
-	d, err := drivers.Open(args.Driver, drivers.Settings{Ovirt: args.Settings})
+	on, err := info(args)
 	if err != nil {
 		return nil, err
 	}
-	on := d.Info()
 	args.Slow = args.Slow || on.Emulated
 	if args.State == "" {
 		if args.State, err = stateURL(); err != nil {
@@ -114,19 +114,10 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	if err := ctx.RegisterResource("bedfellow:index:Keys", name+"-keys", pulumi.Map{"nodes": names}, k, child); err != nil {
 		return nil, err
 	}
-	poolInputs := pulumi.Map{
-		"driver": pulumi.String(args.Driver),
-		"owner":  pulumi.Map{"bed": pulumi.String(args.Name), "id": k.BedID, "state": pulumi.String(args.State)},
-		"nodes":  nodes, "network": pulumi.String(args.Network), "user": pulumi.String(User), "userPrivateKey": k.UserPrivateKey,
-		"userPublicKey": k.UserPublicKey, "hostKeys": k.HostKeys, "hostPublicKeys": k.HostPublicKeys,
-		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
-	}
-	if len(args.Settings) > 0 {
-		poolInputs["settings"] = pulumi.ToStringMap(args.Settings)
-	}
 	digest := pulumi.String("").ToStringOutput()
+	var img *image
 	if on.Image != "" {
-		img := &image{}
+		img = &image{}
 		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "format": pulumi.String(on.Image), "roles": pulumi.ToStringArray(args.Roles)}
 		if args.Flux != "" {
 			inputs["flux"] = pulumi.String(args.Flux)
@@ -138,13 +129,17 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 			return nil, err
 		}
 		digest = img.Digest
-		poolInputs["image"], poolInputs["imageDigest"] = img.Path, img.Digest
 	}
-	machines := &pool{}
-	if err := ctx.RegisterResource("bedfellow:index:Pool", name+"-nodes", poolInputs, machines, child); err != nil {
+	var machines pulumi.ArrayOutput
+	if clouds.Is(args.Driver) {
+		machines, err = newRented(name, args, k, img).machines(ctx, child)
+	} else {
+		machines, err = newPool(ctx, name, args, k, img, nodes, child)
+	}
+	if err != nil {
 		return nil, err
 	}
-	inventory := pulumi.All(k.BedID, k.HostPublicKeys, digest, machines.Machines).ApplyT(func(v []any) (bed.Inventory, error) {
+	inventory := pulumi.All(k.BedID, k.HostPublicKeys, digest, machines).ApplyT(func(v []any) (bed.Inventory, error) {
 		return args.inventory(on, v[0].(string), v[1].(map[string]string), v[2].(string), v[3].([]any))
 	})
 	ready := inventory
@@ -165,6 +160,38 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	b.Inventory = pulumi.JSONMarshal(ready)
 	b.PrivateKey = pulumi.ToSecret(k.UserPrivateKey).(pulumi.StringOutput)
 	return b, ctx.RegisterResourceOutputs(b, pulumi.Map{"inventory": b.Inventory, "privateKey": b.PrivateKey})
+}
+
+// info tells what the machines of who makes them are.
+func info(args BedArgs) (provision.Info, error) {
+	if clouds.Is(args.Driver) {
+		return clouds.Info(args.Driver), nil
+	}
+	d, err := drivers.Open(args.Driver, drivers.Settings{Ovirt: args.Settings})
+	if err != nil {
+		return provision.Info{}, err
+	}
+	return d.Info(), nil
+}
+
+// newPool has a driver make the machines.
+func newPool(ctx *pulumi.Context, name string, args BedArgs, k *keys, img *image, nodes pulumi.Array, parent pulumi.ResourceOption) (pulumi.ArrayOutput, error) {
+	inputs := pulumi.Map{
+		"driver": pulumi.String(args.Driver),
+		"owner":  pulumi.Map{"bed": pulumi.String(args.Name), "id": k.BedID, "state": pulumi.String(args.State)},
+		"nodes":  nodes, "network": pulumi.String(args.Network), "user": pulumi.String(User), "userPrivateKey": k.UserPrivateKey,
+		"userPublicKey": k.UserPublicKey, "hostKeys": k.HostKeys, "hostPublicKeys": k.HostPublicKeys,
+		"ttl": pulumi.String(args.TTL), "slow": pulumi.Bool(args.Slow),
+	}
+	if len(args.Settings) > 0 {
+		inputs["settings"] = pulumi.ToStringMap(args.Settings)
+	}
+	if img != nil {
+		inputs["image"], inputs["imageDigest"] = img.Path, img.Digest
+	}
+	machines := &pool{}
+	err := ctx.RegisterResource("bedfellow:index:Pool", name+"-nodes", inputs, machines, parent)
+	return machines.Machines, err
 }
 
 // inventory joins what was asked for with what the pool found.

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
 
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/ovirt"
 )
@@ -21,11 +23,19 @@ const Namespace = "bedfellow"
 
 // Known is what this build offers to a configuration.
 func Known() bed.Known {
-	known := bed.Known{Drivers: drivers.Names(), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
+	known := bed.Known{Drivers: slices.Concat(drivers.Names(), clouds.Names()), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
 	for _, d := range images.Definitions() {
 		known.Images = append(known.Images, d.Name)
 	}
 	return known
+}
+
+// Parse makes a Spec of a stack's configuration values, as bed.Parse does, and checks the driver's own keys too. Nobody is asked anything.
+func Parse(stack string, values map[string]string) (bed.Spec, bed.Problems) {
+	spec, problems := bed.Parse(stack, values, Known())
+	problems = append(problems, drivers.CheckSettings(spec.Driver, spec.Settings)...)
+	problems = append(problems, clouds.Check(spec)...)
+	return spec, append(problems, clouds.Shape(&spec, values)...)
 }
 
 // Program is the Pulumi program of every stack: it reads the stack's configuration, checks it, and makes the bed.
@@ -47,8 +57,7 @@ func program(ctx *pulumi.Context, state string) error {
 	if err != nil {
 		return err
 	}
-	spec, problems := bed.Parse(ctx.Stack(), values, Known())
-	problems = append(problems, drivers.CheckSettings(spec.Driver, spec.Settings)...)
+	spec, problems := Parse(ctx.Stack(), values)
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
 	}
@@ -76,7 +85,10 @@ func Args(s bed.Spec, state string) BedArgs {
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
 		State: state,
 	}
-	_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine is the environment's
+	args.Settings = s.Settings
+	if s.Driver == "ovirt" {
+		_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine is the environment's
+	}
 	if s.WorkloadManager == "flux" {
 		args.Flux = FluxOf(s.Flux)
 		if s.FluxSettings != (bed.FluxSettings{}) {

@@ -16,6 +16,7 @@ type image struct {
 type keys struct {
 	pulumi.CustomResourceState
 	BedID          pulumi.StringOutput    `pulumi:"bedId"`
+	Made           pulumi.StringOutput    `pulumi:"made"`
 	UserPrivateKey pulumi.StringOutput    `pulumi:"userPrivateKey"`
 	UserPublicKey  pulumi.StringOutput    `pulumi:"userPublicKey"`
 	HostKeys       pulumi.StringMapOutput `pulumi:"hostKeys"`

@@ -11,6 +11,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -37,23 +38,53 @@ func (a *app) up() *cobra.Command {
 }
 
 func (a *app) preview() *cobra.Command {
+	var priceFile string
 	c := &cobra.Command{
 		Use: "preview", Short: "Say what up would do, and do nothing",
+		Long: "Says what up would do, and does nothing. Of a bed in a cloud it says first what it takes and about what it costs, before anybody is asked:\n" +
+			"by the list of prices in this build, or in the file that --prices names.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			w, err := a.workspace()
 			if err != nil {
 				return err
 			}
+			result := map[string]any{}
+			estimate, err := a.estimate(w, priceFile)
+			if err != nil {
+				return err
+			}
+			if estimate != nil {
+				result["estimate"] = estimate
+				if a.output != "json" {
+					fmt.Println(estimate)
+				}
+			}
 			diff, err := w.Preview(c.Context())
 			if err != nil {
 				return err
 			}
-			return a.print(map[string]any{"changes": diff}, func() { fmt.Println(changes(diff)) })
+			result["changes"] = diff
+			return a.print(result, func() { fmt.Println(changes(diff)) })
 		},
 	}
 	a.stackFlag(c)
 	a.configFlag(c, "for this call alone")
+	c.Flags().StringVar(&priceFile, "prices", "", "a list of prices, in the form of provision/clouds/prices.json")
 	return c
+}
+
+// estimate is what the stack's bed takes and costs; nil where it is in no cloud.
+func (a *app) estimate(w *engine.Workspace, priceFile string) (*clouds.Estimate, error) {
+	prices, err := clouds.ReadPrices(priceFile)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := w.Spec()
+	if err != nil || !clouds.Is(spec.Driver) {
+		return nil, err
+	}
+	e := clouds.EstimateOf(spec, prices)
+	return &e, nil
 }
 
 func (a *app) refresh() *cobra.Command {

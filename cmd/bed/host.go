@@ -1,13 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/drivers"
-	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
@@ -25,16 +23,19 @@ func (a *app) doctor() *cobra.Command {
 	c := &cobra.Command{
 		Use: "doctor", Short: "Say what this host can serve, each problem with its remedy",
 		RunE: func(c *cobra.Command, _ []string) error {
-			names := drivers.Reachable(drivers.Settings{})
+			names := reachable()
 			if driver != "" {
 				names = []string{driver}
 			}
 			var problems bed.Problems
 			found, advice := map[string][]bed.Problem{}, map[string][]string{}
 			for _, name := range names {
-				d, err := drivers.Open(name, drivers.Settings{})
+				if known := stacks.Known().Drivers; !slices.Contains(known, name) {
+					return bed.Problems{{Key: "--driver", Value: name, Reason: "is not known here; there is " + strings.Join(known, ", "), Remedy: "name one of them"}}
+				}
+				d, err := engine.OpenBeds(name, drivers.Settings{})
 				if err != nil {
-					return bed.Problems{{Key: "--driver", Value: name, Reason: "is not known here; there is " + strings.Join(drivers.Names(), ", "), Remedy: "name one of them"}}
+					return err
 				}
 				found[name] = engine.CheckHost(c.Context(), d)
 				problems = append(problems, found[name]...)
@@ -224,147 +225,4 @@ func selectImages(c *cobra.Command, args []string) (*images.Store, []images.Imag
 		return nil, nil, bed.Problems{{Key: "digest", Value: args[0], Reason: "no image in the store has it", Remedy: "`bed image list` shows what there is"}}
 	}
 	return store, chosen, nil
-}
-
-// reached opens each driver that can be asked here what it has made.
-func reached(ask func(name string, d provision.Driver) error) error {
-	for _, name := range drivers.Reachable(drivers.Settings{}) {
-		d, err := drivers.Open(name, drivers.Settings{})
-		if err == nil {
-			err = ask(name, d)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sweepImages lists what engines keep of images and no machine uses, and removes it if it is to.
-func (a *app) sweepImages(ctx context.Context, remove bool) error {
-	type line struct {
-		Driver string `json:"driver"`
-		provision.KeptImage
-		Removed bool `json:"removed"`
-	}
-	lines := []line{}
-	err := reached(func(name string, d provision.Driver) error {
-		keeper, ok := d.(provision.ImageKeeper)
-		if !ok {
-			return nil
-		}
-		kept, err := keeper.KeptImages(ctx)
-		if err != nil {
-			return err
-		}
-		for _, image := range kept {
-			if image.Used > 0 {
-				continue
-			}
-			if remove {
-				if err := keeper.RemoveImage(ctx, image.ID); err != nil {
-					return err
-				}
-			}
-			lines = append(lines, line{name, image, remove})
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return a.print(lines, func() {
-		for _, l := range lines {
-			verb := ""
-			if l.Removed {
-				verb = "removed: "
-			}
-			fmt.Printf("%s%s (%s) of image %s\n", verb, l.Name, l.Driver, l.Digest)
-		}
-		if len(lines) == 0 {
-			fmt.Println("nothing: engines are those that OVIRT_URL names, and every image there is used, or there is none")
-		}
-	})
-}
-
-func (a *app) sweep() *cobra.Command {
-	var remove, ofImages bool
-	var owner string
-	c := &cobra.Command{
-		Use: "sweep", Short: "List beds on this host that no state here knows; remove what is named",
-		Long: "Lists the beds on this host, and on the engine that OVIRT_URL names, that this folder's stacks do not know, with the state each belongs\n" +
-			"to. --delete --owner BED removes the named bed, whoever's it is: the way to be rid of a bed whose state is lost. Images are not touched.\n" +
-			"--images lists what engines keep of images and no machine uses; --images --delete removes that.",
-		RunE: func(c *cobra.Command, _ []string) error {
-			if ofImages {
-				return a.sweepImages(c.Context(), remove)
-			}
-			if remove && owner == "" {
-				return bed.Problems{{Key: "--delete", Reason: "removes only what is named", Remedy: "add --owner BED"}}
-			}
-			root, err := engine.Find(a.dir)
-			if err != nil {
-				return err
-			}
-			type line struct {
-				Driver   string          `json:"driver"`
-				Owner    provision.Owner `json:"owner"`
-				Machines int             `json:"machines"`
-				Expires  time.Time       `json:"expires,omitzero"`
-				Removed  bool            `json:"removed"`
-			}
-			lines := []line{}
-			err = reached(func(name string, d provision.Driver) error {
-				owners, err := provider.Owners(c.Context(), d)
-				if err != nil {
-					return err
-				}
-				for _, o := range owners {
-					if owner == "" && engine.Knows(root, o.State) || owner != "" && o.Bed != owner {
-						continue
-					}
-					found, err := d.List(c.Context(), o.Bed)
-					if err != nil {
-						return err
-					}
-					l := line{Driver: name, Owner: o, Machines: len(found), Removed: remove}
-					for _, st := range found {
-						l.Expires = st.Expires
-					}
-					if remove {
-						if err := provider.Clear(c.Context(), d, o); err != nil {
-							return err
-						}
-					}
-					lines = append(lines, l)
-				}
-				return nil
-			})
-			if err != nil {
-				return err
-			}
-			if owner != "" && len(lines) == 0 {
-				return bed.Problems{{Key: "--owner", Value: owner, Reason: "there is no bed of that name on this host", Remedy: "`bed sweep` lists those that no state here knows", Host: true}}
-			}
-			return a.print(lines, func() {
-				for _, l := range lines {
-					verb, expires := "", ""
-					if l.Removed {
-						verb = "removed: "
-					}
-					if !l.Expires.IsZero() && time.Now().After(l.Expires) {
-						expires = ", meant to live until " + l.Expires.Local().Format(time.DateTime)
-					}
-					fmt.Printf("%sbed %s (%s): %d machines, of state %s%s\n", verb, l.Owner.Bed, l.Driver, l.Machines, l.Owner.State, expires)
-				}
-				if len(lines) == 0 {
-					fmt.Println("nothing: every bed on this host is known here, or there is none")
-				}
-			})
-		},
-	}
-	c.Flags().BoolVar(&ofImages, "images", false, "images that engines keep, not beds")
-	c.Flags().BoolVar(&remove, "delete", false, "remove the bed that --owner names, or the images that no machine uses")
-	c.Flags().StringVar(&owner, "owner", "", "name of a bed")
-	return c
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/lima"
 )
@@ -42,7 +43,7 @@ func packages(driver string) []images.Tool {
 		return append(images.Tools(bed.VM), ssh, images.Tool{Program: "qemu-system-x86_64", Package: "qemu-system-x86"},
 			images.Tool{Program: "/usr/share/OVMF/OVMF_CODE.fd", Package: "ovmf"}) // a UEFI, to test that images boot with one
 	}
-	if driver == "ovirt" {
+	if driver == "ovirt" || clouds.Is(driver) {
 		return append(images.Tools(bed.VM), ssh)
 	}
 	return append(images.Tools(bed.Tree), ssh, images.Tool{Program: "systemd-nspawn", Package: "systemd-container"})
@@ -53,7 +54,7 @@ const limaVersion = "2.2.0"
 
 func main() {
 	image := flag.String("image", "", "image to bake, such as debian-12; none by default")
-	driver := flag.String("driver", "nspawn", "the driver to prepare for: nspawn, lima or ovirt")
+	driver := flag.String("driver", "nspawn", "the driver or cloud to prepare for: nspawn, lima, ovirt, aws or openstack")
 	pulumi := flag.String("pulumi", "", "the Pulumi version to want")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -65,8 +66,8 @@ func main() {
 }
 
 func run(ctx context.Context, driver, image, pulumi string) error {
-	if driver != "nspawn" && driver != "lima" && driver != "ovirt" {
-		return fmt.Errorf("there is nothing to prepare for a driver %q; there is nspawn, lima, ovirt", driver)
+	if known := slices.Concat([]string{"nspawn", "lima", "ovirt"}, clouds.Names()); !slices.Contains(known, driver) {
+		return fmt.Errorf("there is nothing to prepare for a driver %q; there is %s", driver, strings.Join(known, ", "))
 	}
 	lacking := lacking(driver)
 	if len(lacking) > 0 {
@@ -112,7 +113,11 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		return err
 	})
 	begin(func() error {
-		if err := command(ctx, "build bin/bed and the provider", nil, "go", "build", "-o", "bin/", "./cmd/..."); err != nil {
+		what, flags := "build bin/bed and the provider", []string{"build"}
+		if clouds.Is(driver) {
+			what, flags = what+" with the clouds, which takes minutes", []string{"build", "-tags", "clouds"}
+		}
+		if err := command(ctx, what, nil, "go", append(flags, "-o", "bin/", "./cmd/...")...); err != nil {
 			return err
 		}
 		if runtime.GOOS != "linux" { // for the virtual machine that bakes

@@ -9,14 +9,18 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"time"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/bedfellow/bedfellow/pkg/ansible"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/playbooks"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
 // Configuration is one run of Ansible over a bed. It runs again when the nodes, their disks, the keys or the playbooks change,
@@ -122,6 +126,11 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 	}
 	ctx, done := withProgress(ctx)
 	defer done()
+	if clouds.Is(args.Inventory.Driver) { // its machines run, and may not have booted yet
+		if err := awaitNodes(ctx, args); err != nil {
+			return state, fmt.Errorf("configure bed %s: %w", args.Inventory.Bed, err)
+		}
+	}
 	vars := args.vars()
 	enter := "bed ssh %s"
 	if stack := os.Getenv(StackEnv); stack != "" {
@@ -139,6 +148,28 @@ func configure(ctx context.Context, args ConfigurationArgs, dryRun bool) (Config
 		return state, fmt.Errorf("configure bed %s: %w", args.Inventory.Bed, err)
 	}
 	return state, nil
+}
+
+// bootTimeout is how long a rented machine may take until its sshd answers: one in the metal boots for minutes.
+const bootTimeout = 15 * time.Minute
+
+// awaitNodes waits until every node's sshd answers.
+func awaitNodes(ctx context.Context, args ConfigurationArgs) error {
+	signer, err := ssh.ParsePrivateKey([]byte(args.PrivateKey))
+	if err != nil {
+		return fmt.Errorf("the bed's user key: %w", err)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, bootTimeout, fmt.Errorf("its sshd did not answer within %v; look at its console with the cloud's own tools", bootTimeout))
+	defer cancel()
+	step := progress.Start(ctx, "wait for the nodes of %s", args.Inventory.Bed)
+	err = remote.Each(ctx, args.Inventory.Nodes, len(args.Inventory.Nodes), func(ctx context.Context, _ int, n bed.InventoryNode) error {
+		if err := remote.Await(ctx, remote.Node(args.Inventory, n, signer)); err != nil {
+			return fmt.Errorf("node %s: %w", n.Name, err)
+		}
+		return nil
+	})
+	step.EndWith("", err)
+	return err
 }
 
 // vars are the roles' variables. Ansible takes every string for a template, and the letters of a CURVE key make one now and then.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	p "github.com/pulumi/pulumi-go-provider"
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -28,6 +29,7 @@ type KeysArgs struct {
 type KeysState struct {
 	KeysArgs
 	BedID          string            `pulumi:"bedId"`
+	Made           string            `pulumi:"made"`
 	UserPrivateKey string            `pulumi:"userPrivateKey" provider:"secret"`
 	UserPublicKey  string            `pulumi:"userPublicKey"`
 	HostKeys       map[string]string `pulumi:"hostKeys" provider:"secret"`
@@ -49,6 +51,7 @@ func (k *KeysArgs) Annotate(a infer.Annotator) {
 // Annotate describes the outputs in the schema.
 func (k *KeysState) Annotate(a infer.Annotator) {
 	a.Describe(&k.BedID, "Random id of this life of the bed, part of the owner mark.")
+	a.Describe(&k.Made, "When this life of the bed began, RFC 3339: its time to live counts from then.")
 	a.Describe(&k.UserPrivateKey, "Logs in to every node as the bed's user; OpenSSH PEM, ed25519.")
 	a.Describe(&k.UserPublicKey, "In authorized_keys form.")
 	a.Describe(&k.HostKeys, "Private host key by node name; OpenSSH PEM, ed25519.")
@@ -63,6 +66,7 @@ func (*Keys) Create(_ context.Context, req infer.CreateRequest[KeysArgs]) (infer
 	if req.DryRun {
 		return infer.CreateResponse[KeysState]{ID: req.Name, Output: state}, nil
 	}
+	state.Made = time.Now().UTC().Format(time.RFC3339)
 	state.BedID = hex.EncodeToString(random(8))
 	state.MungeKey = base64.StdEncoding.EncodeToString(random(128))
 	var err error
@@ -89,13 +93,16 @@ func (*Keys) Update(_ context.Context, req infer.UpdateRequest[KeysArgs, KeysSta
 			return infer.UpdateResponse[KeysState]{}, err
 		}
 	}
+	if state.Made == "" { // likewise
+		state.Made = time.Now().UTC().Format(time.RFC3339)
+	}
 	err := state.hostKeys(req.State.HostKeys, req.State.HostPublicKeys)
 	return infer.UpdateResponse[KeysState]{Output: state}, err
 }
 
 // WireDependencies says that what is made once stays known when the names change, and what is secret.
 func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *KeysState) {
-	for _, once := range []any{&state.BedID, &state.UserPrivateKey, &state.UserPublicKey, &state.MungeKey, &state.CurveKey} {
+	for _, once := range []any{&state.BedID, &state.Made, &state.UserPrivateKey, &state.UserPublicKey, &state.MungeKey, &state.CurveKey} {
 		f.OutputField(once).DependsOn()
 	}
 	f.OutputField(&state.HostKeys).DependsOn(f.InputField(&args.Nodes))
@@ -110,7 +117,7 @@ func (*Keys) WireDependencies(f infer.FieldSelector, args *KeysArgs, state *Keys
 // Diff compares the names.
 func (*Keys) Diff(_ context.Context, req infer.DiffRequest[KeysArgs, KeysState]) (infer.DiffResponse, error) {
 	diff := infer.DiffResponse{DetailedDiff: map[string]p.PropertyDiff{}}
-	if !slices.Equal(req.State.Nodes, req.Inputs.Nodes) || req.State.CurveKey == "" {
+	if !slices.Equal(req.State.Nodes, req.Inputs.Nodes) || req.State.CurveKey == "" || req.State.Made == "" {
 		diff.HasChanges, diff.DetailedDiff["nodes"] = true, p.PropertyDiff{Kind: p.Update, InputDiff: true}
 	}
 	return diff, nil

@@ -25,6 +25,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
@@ -63,16 +64,44 @@ func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
 			_, _ = w.cli() // its process does not outlive the command that ends now
 		}
 	}()
-	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
-	d, err := drivers.Open(spec.Driver, drivers.Settings{Ovirt: spec.Settings})
-	if err != nil { // an unknown driver is among the problems
-		return spec, problems
-	}
-	problems = append(problems, drivers.CheckSettings(spec.Driver, spec.Settings)...)
+	spec, problems := stacks.Parse(w.Stack, w.values)
 	if len(problems) > 0 {
 		return spec, problems
 	}
-	problems = CheckHost(ctx, d)
+	var made provision.Beds
+	if clouds.Is(spec.Driver) {
+		made, problems = checkCloud(ctx, spec)
+	} else {
+		made, problems, err = checkDriver(ctx, spec)
+	}
+	if err != nil {
+		return spec, err
+	}
+	on := clouds.Info(spec.Driver)
+	if made != nil {
+		on = made.Info()
+	}
+	if spec.WorkloadManager == "flux" && on.Image != "" {
+		if err := images.CheckFlux(stacks.FluxOf(spec.Flux), spec.Image); err != nil {
+			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
+		}
+	}
+	if spec.Kubernetes == "usernetes" {
+		problems = append(problems, kubernetesProblems(spec, on)...)
+	}
+	if len(problems) == 0 {
+		problems = w.foreign(ctx, made, spec.Name)
+	}
+	return spec, problems.Err()
+}
+
+// checkDriver finds what keeps this host, or an engine, from making the bed.
+func checkDriver(ctx context.Context, spec bed.Spec) (provision.Driver, bed.Problems, error) {
+	d, err := drivers.Open(spec.Driver, drivers.Settings{Ovirt: spec.Settings})
+	if err != nil {
+		return nil, nil, err
+	}
+	problems := CheckHost(ctx, d)
 	if fitter, ok := d.(provision.Fitter); ok {
 		var list []provision.Machine
 		for _, n := range spec.Nodes() {
@@ -80,22 +109,11 @@ func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
 		}
 		problems = append(problems, fitter.Fit(ctx, list)...)
 	}
-	if spec.WorkloadManager == "flux" && d.Info().Image != "" {
-		if err := images.CheckFlux(stacks.FluxOf(spec.Flux), spec.Image); err != nil {
-			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
-		}
-	}
-	if spec.Kubernetes == "usernetes" {
-		problems = append(problems, kubernetesProblems(spec, d.Info())...)
-	}
-	if len(problems) == 0 {
-		problems = w.foreign(ctx, d, spec.Name)
-	}
-	return spec, problems.Err()
+	return d, problems, nil
 }
 
 // foreign finds a bed of the name that belongs to another state.
-func (w *Workspace) foreign(ctx context.Context, d provision.Driver, name string) bed.Problems {
+func (w *Workspace) foreign(ctx context.Context, d provision.Beds, name string) bed.Problems {
 	found, _ := d.List(ctx, name)
 	for _, st := range found {
 		if want := (provision.Owner{Bed: name, State: w.OwnerState()}); st.Owner.State != "" && !st.Owner.Same(want) {
@@ -106,8 +124,8 @@ func (w *Workspace) foreign(ctx context.Context, d provision.Driver, name string
 	return nil
 }
 
-// CheckHost finds what this host lacks to make beds by the driver.
-func CheckHost(ctx context.Context, d provision.Driver) []bed.Problem {
+// CheckHost finds what this host lacks to make beds by the driver, or in the cloud.
+func CheckHost(ctx context.Context, d provision.Beds) []bed.Problem {
 	problems := d.Check(ctx)
 	if d.Info().Image != "" {
 		problems = append(problems, bakeTools()...)
@@ -248,6 +266,11 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 			return err
 		}
 		if err := provider.ClearState(ctx, d, w.OwnerState()); err != nil {
+			return fmt.Errorf("remove what is left of stack %s: %w", w.Stack, err)
+		}
+	}
+	if clouds.Is(of.Driver) {
+		if err := w.clearCloud(ctx, of); err != nil {
 			return fmt.Errorf("remove what is left of stack %s: %w", w.Stack, err)
 		}
 	}

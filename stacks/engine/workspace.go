@@ -20,6 +20,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/ovirt"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
@@ -124,7 +125,7 @@ func (w *Workspace) Mark() string {
 
 // Spec checks the configuration and returns what it asks for.
 func (w *Workspace) Spec() (bed.Spec, error) {
-	spec, problems := bed.Parse(w.Stack, w.values, stacks.Known())
+	spec, problems := stacks.Parse(w.Stack, w.values)
 	return spec, problems.Err()
 }
 
@@ -270,6 +271,9 @@ func (w *Workspace) environment() (map[string]string, error) {
 			return nil, err
 		}
 		env[ovirt.ConnectionEnv] = string(text)
+	}
+	if spec, _ := stacks.Parse(w.Stack, w.values); clouds.Is(spec.Driver) { // their plugins are downloaded, once
+		delete(env, "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION")
 	}
 	if os.Getenv("GOGC") == "" { // the CLI runs six times in an up, and each time collects what its start leaves for a tenth of a second
 		env["GOGC"] = "400"

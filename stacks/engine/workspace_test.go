@@ -59,7 +59,7 @@ func TestOpen(t *testing.T) {
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 
 	_, err = engine.Open(dir, "nope", nil)
-	assert.ErrorContains(t, err, "there is lima-ci, lima, ovirt, quickstart, star-trek")
+	assert.ErrorContains(t, err, "there is aws-hpc7g, aws, lima-ci, lima, openstack, ovirt, quickstart, star-trek")
 }
 
 // A .bed that somebody else could have put there is refused, as it could send keys anywhere.

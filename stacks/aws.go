@@ -1,0 +1,332 @@
+//go:build clouds
+
+package stacks
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws"
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/ebs"
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/ec2"
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/iam"
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/s3"
+	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/vpc"
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/clouds"
+)
+
+// awsMachines are a bed's machines on AWS, with the network, the firewall and the machine image that are theirs alone.
+type awsMachines struct {
+	pulumi.ResourceState
+	// Machines are as a Pool shows its own.
+	Machines pulumi.ArrayOutput `pulumi:"machines"`
+
+	r        rented
+	s        clouds.AWS
+	provider *aws.Provider
+	options  []pulumi.ResourceOption // of each part: parent and provider
+}
+
+// newAWSMachines makes them.
+func newAWSMachines(ctx *pulumi.Context, r rented, s clouds.AWS, parent pulumi.ResourceOption) (*awsMachines, error) {
+	m := &awsMachines{r: r, s: s}
+	if err := ctx.RegisterComponentResource("bedfellow:index:AwsMachines", r.name+"-machines", m, parent); err != nil {
+		return m, err
+	}
+	// Whoever runs the program is who the usual variables and files of AWS say; only the place is ours.
+	var err error
+	if m.provider, err = aws.NewProvider(ctx, r.name+"-aws", &aws.ProviderArgs{Region: pulumi.String(s.Region)}, pulumi.Parent(m)); err != nil {
+		return m, err
+	}
+	m.options = []pulumi.ResourceOption{pulumi.Parent(m), pulumi.Provider(m.provider)}
+	subnet, group, reachable, err := m.network(ctx)
+	if err != nil {
+		return m, err
+	}
+	ami, err := m.ami(ctx)
+	if err != nil {
+		return m, err
+	}
+	template, err := m.template(ctx, ami, subnet, group)
+	if err != nil {
+		return m, err
+	}
+	if err := m.instances(ctx, template, reachable); err != nil {
+		return m, err
+	}
+	return m, ctx.RegisterResourceOutputs(m, pulumi.Map{"machines": m.Machines})
+}
+
+func (m *awsMachines) with(more ...pulumi.ResourceOption) []pulumi.ResourceOption {
+	return slices.Concat(m.options, more)
+}
+
+// tags are the owner's mark, and the name that the console shows.
+func (m *awsMachines) tags(name string) pulumi.StringMapOutput {
+	return m.r.tags(map[string]string{"Name": name})
+}
+
+// network is one subnet in one zone: brokers and pods of a bed that was spread over zones did not find each other. Inside everything may talk
+// to everything, as EFA needs; in comes ssh from one place. reachable is what must be there before a node is of use.
+func (m *awsMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *ec2.SecurityGroup, reachable []pulumi.Resource, err error) {
+	name := m.r.name
+	from, err := sshSource(ctx.Context(), m.s.SSHFrom, addressService)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	network, err := ec2.NewVpc(ctx, name+"-vpc", &ec2.VpcArgs{
+		CidrBlock: pulumi.String(bedRange), EnableDnsSupport: pulumi.Bool(true), EnableDnsHostnames: pulumi.Bool(true), Tags: m.tags(name),
+	}, m.options...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	gateway, err := ec2.NewInternetGateway(ctx, name+"-gateway", &ec2.InternetGatewayArgs{VpcId: network.ID(), Tags: m.tags(name)}, m.options...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if subnet, err = ec2.NewSubnet(ctx, name+"-subnet", &ec2.SubnetArgs{
+		VpcId: network.ID(), CidrBlock: pulumi.String(bedRange), AvailabilityZone: pulumi.String(m.s.Zone), Tags: m.tags(name),
+	}, m.options...); err != nil {
+		return nil, nil, nil, err
+	}
+	routes, err := ec2.NewRouteTable(ctx, name+"-routes", &ec2.RouteTableArgs{
+		VpcId: network.ID(), Tags: m.tags(name),
+		Routes: ec2.RouteTableRouteArray{&ec2.RouteTableRouteArgs{CidrBlock: pulumi.String("0.0.0.0/0"), GatewayId: gateway.ID()}},
+	}, m.options...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	routed, err := ec2.NewRouteTableAssociation(ctx, name+"-routed", &ec2.RouteTableAssociationArgs{SubnetId: subnet.ID(), RouteTableId: routes.ID()}, m.options...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if group, err = ec2.NewSecurityGroup(ctx, name+"-firewall", &ec2.SecurityGroupArgs{
+		VpcId: network.ID(), Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Name), Tags: m.tags(name),
+	}, m.options...); err != nil {
+		return nil, nil, nil, err
+	}
+	reachable = []pulumi.Resource{routed}
+	for _, rule := range []struct {
+		name     string
+		protocol string
+		port     int
+	}{{"siblings", "-1", 0}, {"ssh", "tcp", 22}} {
+		in := &vpc.SecurityGroupIngressRuleArgs{SecurityGroupId: group.ID(), IpProtocol: pulumi.String(rule.protocol), Tags: m.tags(name + " " + rule.name)}
+		if rule.port == 0 {
+			in.ReferencedSecurityGroupId = group.ID()
+		} else {
+			in.CidrIpv4, in.FromPort, in.ToPort = pulumi.String(from.String()), pulumi.Int(rule.port), pulumi.Int(rule.port)
+		}
+		made, err := vpc.NewSecurityGroupIngressRule(ctx, name+"-from-"+rule.name, in, m.options...)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		reachable = append(reachable, made)
+	}
+	out := map[string]*vpc.SecurityGroupEgressRuleArgs{"siblings": {ReferencedSecurityGroupId: group.ID()}}
+	if m.r.args.Network == "outbound" {
+		out["anywhere"] = &vpc.SecurityGroupEgressRuleArgs{CidrIpv4: pulumi.String("0.0.0.0/0")}
+	}
+	for to, rule := range out {
+		rule.SecurityGroupId, rule.IpProtocol, rule.Tags = group.ID(), pulumi.String("-1"), m.tags(name+" "+to)
+		made, err := vpc.NewSecurityGroupEgressRule(ctx, name+"-to-"+to, rule, m.options...)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		reachable = append(reachable, made)
+	}
+	return subnet, group, reachable, nil
+}
+
+// rootDevice is what our machine images call their disk.
+const rootDevice = "/dev/xvda"
+
+// amiOf is a machine image with the name of its disk.
+type amiOf struct {
+	id     pulumi.StringOutput
+	device pulumi.StringOutput
+}
+
+// ami is the machine image that the configuration names, of the account that it names, or one that is made of the bed's image: a file in a
+// bucket, a snapshot of that, and the image.
+func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
+	if m.s.AMI != "" {
+		found, err := ec2.LookupAmi(ctx, &ec2.LookupAmiArgs{
+			Owners: []string{m.s.AMIOwner}, Filters: []ec2.GetAmiFilter{{Name: "image-id", Values: []string{m.s.AMI}}},
+		}, pulumi.Parent(m), pulumi.Provider(m.provider))
+		if err != nil {
+			return amiOf{}, err
+		}
+		return amiOf{pulumi.String(found.Id).ToStringOutput(), pulumi.String(found.RootDeviceName).ToStringOutput()}, nil
+	}
+	name := m.r.name
+	bucket, err := s3.NewBucket(ctx, name+"-import", &s3.BucketArgs{
+		Bucket: pulumi.Sprintf("bedfellow-%s-%s", m.r.args.Name, m.r.keys.BedID), ForceDestroy: pulumi.Bool(true), Tags: m.tags(name),
+	}, m.options...)
+	if err != nil {
+		return amiOf{}, err
+	}
+	private, err := s3.NewBucketPublicAccessBlock(ctx, name+"-import-private", &s3.BucketPublicAccessBlockArgs{
+		Bucket: bucket.ID(), BlockPublicAcls: pulumi.Bool(true), BlockPublicPolicy: pulumi.Bool(true), IgnorePublicAcls: pulumi.Bool(true), RestrictPublicBuckets: pulumi.Bool(true),
+	}, m.options...)
+	if err != nil {
+		return amiOf{}, err
+	}
+	file, err := s3.NewBucketObjectv2(ctx, name+"-disk", &s3.BucketObjectv2Args{
+		Bucket: bucket.ID(), Key: pulumi.String(bed.RawFile), SourceHash: m.r.image.Digest, ServerSideEncryption: pulumi.String("AES256"), Tags: m.tags(name),
+		Source: m.r.image.Path.ApplyT(func(dir string) pulumi.AssetOrArchive { return pulumi.NewFileAsset(filepath.Join(dir, bed.RawFile)) }).(pulumi.AssetOrArchiveOutput),
+	}, m.with(pulumi.DependsOn([]pulumi.Resource{private}))...)
+	if err != nil {
+		return amiOf{}, err
+	}
+	importer, allowed, err := m.importer(ctx, bucket)
+	if err != nil {
+		return amiOf{}, err
+	}
+	keep := pulumi.RetainOnDelete(m.s.KeepImage)
+	tags := m.r.tags(map[string]string{"Name": name})
+	if m.s.KeepImage {
+		tags = m.r.tags(map[string]string{"Name": name, clouds.TagKeep: "true"})
+	}
+	tags = pulumi.All(tags, m.r.image.Digest).ApplyT(func(v []any) map[string]string {
+		all := v[0].(map[string]string)
+		all[clouds.TagDigest] = v[1].(string)
+		return all
+	}).(pulumi.StringMapOutput)
+	snapshot, err := ebs.NewSnapshotImport(ctx, name+"-snapshot", &ebs.SnapshotImportArgs{
+		Description: pulumi.String("Image " + m.r.args.Image + " of bedfellow"), Encrypted: pulumi.Bool(true), RoleName: importer.Name, Tags: tags,
+		DiskContainer: &ebs.SnapshotImportDiskContainerArgs{
+			Format:     pulumi.String("RAW"),
+			UserBucket: &ebs.SnapshotImportDiskContainerUserBucketArgs{S3Bucket: bucket.Bucket, S3Key: file.Key},
+		},
+	}, m.with(keep, pulumi.DependsOn([]pulumi.Resource{allowed}), pulumi.ReplaceOnChanges([]string{"tags." + clouds.TagDigest}))...)
+	if err != nil {
+		return amiOf{}, err
+	}
+	architecture := clouds.Architecture()
+	boot := "uefi-preferred"
+	if architecture == "arm64" {
+		boot = "uefi"
+	}
+	made, err := ec2.NewAmi(ctx, name+"-image", &ec2.AmiArgs{
+		Name:         pulumi.Sprintf("bedfellow-%s-%s-%.12s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(func(d string) string { return d[max(0, len(d)-12):] })),
+		Architecture: pulumi.String(architecture), BootMode: pulumi.String(boot), VirtualizationType: pulumi.String("hvm"), EnaSupport: pulumi.Bool(true),
+		ImdsSupport: pulumi.String("v2.0"), RootDeviceName: pulumi.String(rootDevice), Tags: tags,
+		EbsBlockDevices: ec2.AmiEbsBlockDeviceArray{&ec2.AmiEbsBlockDeviceArgs{
+			DeviceName: pulumi.String(rootDevice), SnapshotId: snapshot.ID(), VolumeType: pulumi.String("gp3"), DeleteOnTermination: pulumi.Bool(true),
+		}},
+	}, m.with(keep)...)
+	if err != nil {
+		return amiOf{}, err
+	}
+	return amiOf{made.ID().ToStringOutput(), pulumi.String(rootDevice).ToStringOutput()}, nil
+}
+
+// importer is who AWS reads the bucket as when it makes a snapshot of the file: the role that its documentation calls vmimport, for this bucket alone.
+func (m *awsMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Role, *iam.RolePolicy, error) {
+	trust, err := document(map[string]any{
+		"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": map[string]any{"Service": "vmie.amazonaws.com"},
+		"Condition": map[string]any{"StringEquals": map[string]any{"sts:Externalid": "vmimport"}},
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	role, err := iam.NewRole(ctx, m.r.name+"-importer", &iam.RoleArgs{Path: pulumi.String(clouds.RolePath), AssumeRolePolicy: pulumi.String(trust), Tags: m.tags(m.r.name)}, m.options...)
+	if err != nil {
+		return nil, nil, err
+	}
+	rights := bucket.Arn.ApplyT(func(arn string) (string, error) {
+		return document(
+			map[string]any{"Effect": "Allow", "Action": []string{"s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"}, "Resource": []string{arn, arn + "/*"}},
+			map[string]any{"Effect": "Allow", "Action": []string{"ec2:ModifySnapshotAttribute", "ec2:CopySnapshot", "ec2:RegisterImage", "ec2:Describe*"}, "Resource": "*"},
+		)
+	}).(pulumi.StringOutput)
+	policy, err := iam.NewRolePolicy(ctx, m.r.name+"-importer-rights", &iam.RolePolicyArgs{Role: role.ID(), Policy: rights}, m.options...)
+	return role, policy, err
+}
+
+// document is an IAM policy.
+func document(statements ...map[string]any) (string, error) {
+	text, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": statements})
+	return string(text), err
+}
+
+// template is what all instances have in common.
+func (m *awsMachines) template(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) (*ec2.LaunchTemplate, error) {
+	name := m.r.name
+	key, err := ec2.NewKeyPair(ctx, name+"-key", &ec2.KeyPairArgs{PublicKey: m.r.keys.UserPublicKey, Tags: m.tags(name)}, m.options...)
+	if err != nil {
+		return nil, err
+	}
+	kind := "interface"
+	if m.s.EFA {
+		kind = "efa"
+	}
+	disk := m.r.args.Nodes[0].DiskMiB
+	if disk == 0 {
+		disk = int(clouds.DefaultDisk / bed.MiB)
+	}
+	args := &ec2.LaunchTemplateArgs{
+		InstanceType: pulumi.String(m.s.Type), ImageId: ami.id, KeyName: key.KeyName, Tags: m.tags(name),
+		MetadataOptions: &ec2.LaunchTemplateMetadataOptionsArgs{
+			HttpEndpoint: pulumi.String("enabled"), HttpTokens: pulumi.String("required"), HttpPutResponseHopLimit: pulumi.Int(1), // not from containers
+		},
+		BlockDeviceMappings: ec2.LaunchTemplateBlockDeviceMappingArray{&ec2.LaunchTemplateBlockDeviceMappingArgs{
+			DeviceName: ami.device,
+			Ebs: &ec2.LaunchTemplateBlockDeviceMappingEbsArgs{
+				Encrypted: pulumi.String("true"), VolumeType: pulumi.String("gp3"), VolumeSize: pulumi.Int((disk + 1023) / 1024), DeleteOnTermination: pulumi.String("true"),
+			},
+		}},
+		NetworkInterfaces: ec2.LaunchTemplateNetworkInterfaceArray{&ec2.LaunchTemplateNetworkInterfaceArgs{
+			DeviceIndex: pulumi.Int(0), InterfaceType: pulumi.String(kind), SubnetId: subnet.ID(), SecurityGroups: pulumi.StringArray{group.ID()},
+			AssociatePublicIpAddress: pulumi.String("true"), DeleteOnTermination: pulumi.String("true"),
+		}},
+	}
+	var tagged ec2.LaunchTemplateTagSpecificationArray
+	for _, made := range []string{"instance", "volume", "network-interface"} {
+		tagged = append(tagged, &ec2.LaunchTemplateTagSpecificationArgs{ResourceType: pulumi.String(made), Tags: m.tags(name)})
+	}
+	args.TagSpecifications = tagged
+	if len(m.r.args.Nodes) > 1 { // close to each other, on one part of the network
+		close, err := ec2.NewPlacementGroup(ctx, name+"-placement", &ec2.PlacementGroupArgs{Strategy: pulumi.String("cluster"), Tags: m.tags(name)}, m.options...)
+		if err != nil {
+			return nil, err
+		}
+		args.Placement = &ec2.LaunchTemplatePlacementArgs{GroupName: close.Name}
+	}
+	if m.s.ThreadsPerCore > 0 {
+		args.CpuOptions = &ec2.LaunchTemplateCpuOptionsArgs{ThreadsPerCore: pulumi.Int(m.s.ThreadsPerCore), CoreCount: pulumi.Int(m.r.args.Nodes[0].CPUs / m.s.ThreadsPerCore)}
+	}
+	if m.s.Spot {
+		args.InstanceMarketOptions = &ec2.LaunchTemplateInstanceMarketOptionsArgs{
+			MarketType: pulumi.String("spot"), SpotOptions: &ec2.LaunchTemplateInstanceMarketOptionsSpotOptionsArgs{SpotInstanceType: pulumi.String("one-time")},
+		}
+	}
+	return ec2.NewLaunchTemplate(ctx, name+"-template", args, m.options...)
+}
+
+// instances are the nodes. One whose template, image or keys change is made anew.
+func (m *awsMachines) instances(ctx *pulumi.Context, template *ec2.LaunchTemplate, reachable []pulumi.Resource) error {
+	var machines pulumi.Array
+	for _, node := range m.r.args.Nodes {
+		made, err := ec2.NewInstance(ctx, node.Name, &ec2.InstanceArgs{
+			LaunchTemplate: &ec2.InstanceLaunchTemplateArgs{
+				Id: template.ID(), Version: template.LatestVersion.ApplyT(strconv.Itoa).(pulumi.StringOutput),
+			},
+			UserDataBase64:          m.r.userData(node.Name).ApplyT(func(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }).(pulumi.StringOutput),
+			UserDataReplaceOnChange: pulumi.Bool(true), Tags: m.r.tags(map[string]string{"Name": node.Name, clouds.TagNode: node.Name}),
+		}, m.with(pulumi.DependsOn(reachable), pulumi.ReplaceOnChanges([]string{"launchTemplate"}), pulumi.DeleteBeforeReplace(true))...)
+		if err != nil {
+			return err
+		}
+		machines = append(machines, machine(node.Name, made.PublicIp, made.PrivateIp, made.ID().ToStringOutput(), ""))
+	}
+	m.Machines = machines.ToArrayOutput()
+	return nil
+}

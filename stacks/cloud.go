@@ -1,0 +1,131 @@
+package stacks
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/cloudinit"
+	"github.com/bedfellow/bedfellow/provision/clouds"
+)
+
+// bedRange is the network of every bed in a cloud: each has one of its own.
+const bedRange = "10.106.0.0/16"
+
+// rented is what a cloud's machines are made of, whichever cloud it is.
+type rented struct {
+	name  string // of the bed's resource; begins those of its parts
+	args  BedArgs
+	keys  *keys
+	image *image
+	// mark is the owner's, and expires when the bed's time is over. Everything bears both.
+	mark pulumi.StringMapOutput
+}
+
+// newRented finds when the bed's time is over: it counts from when its keys were made. A bed whose time is over is not made.
+func newRented(name string, args BedArgs, k *keys, img *image) rented {
+	r := rented{name: name, args: args, keys: k, image: img}
+	r.mark = pulumi.All(k.BedID, k.Made).ApplyT(func(v []any) (map[string]string, error) {
+		expires, err := expiry(args.TTL, v[1].(string), time.Now())
+		if err != nil {
+			return nil, fmt.Errorf("bed %s: %w", args.Name, err)
+		}
+		return clouds.Tags(provision.Owner{Bed: args.Name, ID: v[0].(string), State: args.State}, expires), nil
+	}).(pulumi.StringMapOutput)
+	return r
+}
+
+// expiry is when a bed that was made then and may live for ttl is to be gone.
+func expiry(ttl, made string, now time.Time) (time.Time, error) {
+	if ttl == "" || made == "" { // a preview knows no time
+		return time.Time{}, nil
+	}
+	length, err := time.ParseDuration(ttl)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("its time to live: %w", err)
+	}
+	since, err := time.Parse(time.RFC3339, made)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("when it was made: %w", err)
+	}
+	expires := since.Add(length)
+	if expires.Before(now) {
+		return time.Time{}, fmt.Errorf("its time to live, %s, was over at %s; `bed destroy` removes it, and -c ttl=%s gives it as long from now on",
+			ttl, expires.Local().Format(time.DateTime), (now.Sub(since) + length).Round(time.Minute))
+	}
+	return expires, nil
+}
+
+// tags are the mark, with more.
+func (r rented) tags(more map[string]string) pulumi.StringMapOutput {
+	return r.mark.ApplyT(func(mark map[string]string) map[string]string {
+		all := map[string]string{}
+		for _, from := range []map[string]string{mark, more} {
+			for key, value := range from {
+				all[key] = value
+			}
+		}
+		return all
+	}).(pulumi.StringMapOutput)
+}
+
+// userData is what makes a machine the node of that name. It holds its private host key, and so is a secret.
+func (r rented) userData(node string) pulumi.StringOutput {
+	text := pulumi.All(r.keys.HostKeys, r.keys.HostPublicKeys, r.keys.UserPublicKey).ApplyT(func(v []any) (string, error) {
+		return cloudinit.UserData(cloudinit.Node{
+			Name: node, User: User, HostKey: v[0].(map[string]string)[node], HostPublicKey: v[1].(map[string]string)[node], AuthorizedKey: v[2].(string), Metadata: true,
+		})
+	})
+	return pulumi.ToSecret(text).(pulumi.StringOutput)
+}
+
+// addressService tells whoever asks which address they come from.
+const addressService = "https://checkip.amazonaws.com"
+
+// sshSource is who may reach the bed's sshd: what the configuration says, or the one address that we come from.
+func sshSource(ctx context.Context, said netip.Prefix, service string) (netip.Prefix, error) {
+	if said.IsValid() {
+		return said, nil
+	}
+	help := func(err error) error {
+		return fmt.Errorf("find the address that this host comes from, which alone may log in to the bed: %w; say it with -c …sshFrom=CIDR", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, service, nil)
+	if err != nil {
+		return netip.Prefix{}, help(err)
+	}
+	answer, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return netip.Prefix{}, help(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, 64))
+	if err != nil {
+		return netip.Prefix{}, help(err)
+	}
+	address, err := netip.ParseAddr(strings.TrimSpace(string(text)))
+	if err != nil || answer.StatusCode != http.StatusOK || !address.Is4() {
+		return netip.Prefix{}, help(fmt.Errorf("%s answered %s, %.40q, which is no IPv4 address", service, answer.Status, text))
+	}
+	return netip.PrefixFrom(address, 32), nil
+}
+
+// machine is a rented one, as a Pool shows its own.
+func machine(name string, address, bedAddress, incarnation pulumi.StringInput, via string) pulumi.Map {
+	m := pulumi.Map{
+		"name": pulumi.String(name), "address": address, "port": pulumi.Float64(22), "bedAddress": bedAddress, "incarnation": incarnation,
+	}
+	if via != "" {
+		m["via"] = pulumi.String(via)
+	}
+	return m
+}

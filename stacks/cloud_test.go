@@ -1,0 +1,57 @@
+package stacks_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/stacks"
+)
+
+// Who may log in is who the configuration says, or else the one address that we are seen to come from.
+func TestWhoMayLogIn(t *testing.T) {
+	answer, status := "192.0.2.7\n", http.StatusOK
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(answer))
+	}))
+	defer service.Close()
+	said := netip.MustParsePrefix("198.51.100.0/24")
+	from, err := stacks.SSHSource(t.Context(), said, service.URL)
+	require.NoError(t, err)
+	assert.Equal(t, said, from)
+	from, err = stacks.SSHSource(t.Context(), netip.Prefix{}, service.URL)
+	require.NoError(t, err)
+	assert.Equal(t, "192.0.2.7/32", from.String())
+	for _, wrong := range []string{"2001:db8::1", "<html>", ""} {
+		answer = wrong
+		_, err = stacks.SSHSource(t.Context(), netip.Prefix{}, service.URL)
+		assert.ErrorContains(t, err, "sshFrom=CIDR")
+	}
+	answer, status = "192.0.2.7", http.StatusServiceUnavailable
+	_, err = stacks.SSHSource(t.Context(), netip.Prefix{}, service.URL)
+	assert.ErrorContains(t, err, "503")
+	service.Close()
+	_, err = stacks.SSHSource(t.Context(), netip.Prefix{}, service.URL)
+	assert.ErrorContains(t, err, "sshFrom=CIDR")
+}
+
+func TestExpiry(t *testing.T) {
+	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
+	made := now.Add(-2 * time.Hour).Format(time.RFC3339)
+	expires, err := stacks.Expiry("8h", made, now)
+	require.NoError(t, err)
+	assert.True(t, expires.Equal(now.Add(6*time.Hour)), "from when it was made, not from the last up")
+	_, err = stacks.Expiry("1h", made, now)
+	assert.ErrorContains(t, err, "-c ttl=3h0m0s")
+	for _, none := range [][2]string{{"", made}, {"8h", ""}} {
+		expires, err = stacks.Expiry(none[0], none[1], now)
+		require.NoError(t, err)
+		assert.True(t, expires.IsZero())
+	}
+}

@@ -1,0 +1,344 @@
+//go:build clouds
+
+package stacks_test
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
+	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/clouds"
+	"github.com/bedfellow/bedfellow/stacks"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// made is one resource that a program has registered.
+type made struct {
+	kind, name, parent string
+	inputs             resource.PropertyMap
+	custom             bool
+	provider           string
+}
+
+// fakeClouds answer as the engine with the providers of clouds would, and keep the whole graph.
+type fakeClouds struct {
+	fakeEngine
+	since time.Time // when the bed's keys were made
+	graph []made
+}
+
+func (f *fakeClouds) Call(args pulumi.MockCallArgs) (resource.PropertyMap, error) {
+	out := args.Args.Copy()
+	switch args.Token {
+	case "aws:ec2/getAmi:getAmi":
+		out["id"], out["rootDeviceName"] = args.Args["filters"].ArrayValue()[0].ObjectValue()["values"].ArrayValue()[0], resource.NewProperty("/dev/sda1")
+	default:
+		out["id"] = resource.NewProperty("id-of-" + args.Args["name"].StringValue())
+	}
+	return out, nil
+}
+
+func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource.PropertyMap, error) {
+	id, out, err := f.fakeEngine.NewResource(args)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := made{kind: args.TypeToken, name: args.Name, inputs: args.Inputs, custom: args.Custom, provider: args.Provider}
+	if rpc := args.RegisterRPC; rpc != nil {
+		m.parent = rpc.GetParent()[strings.LastIndex(rpc.GetParent(), ":")+1:]
+	}
+	f.graph = append(f.graph, m)
+	switch args.TypeToken {
+	case "bedfellow:index:Keys":
+		out["made"] = resource.NewProperty(f.since.UTC().Format(time.RFC3339))
+		private := resource.PropertyMap{}
+		for _, n := range args.Inputs["nodes"].ArrayValue() {
+			private[resource.PropertyKey(n.StringValue())] = resource.NewProperty("the host key of " + n.StringValue())
+		}
+		out["hostKeys"] = resource.MakeSecret(resource.NewProperty(private))
+	case "aws:ec2/instance:Instance":
+		n := len(f.graph)
+		out["publicIp"], out["privateIp"] = resource.NewProperty(fmt.Sprintf("192.0.2.%d", n)), resource.NewProperty(fmt.Sprintf("10.106.0.%d", n))
+	case "aws:ec2/launchTemplate:LaunchTemplate":
+		out["latestVersion"] = resource.NewProperty(3.0)
+	case "aws:s3/bucket:Bucket":
+		out["arn"] = resource.NewProperty("arn:aws:s3:::" + args.Inputs["bucket"].StringValue())
+	case "openstack:networking/port:Port":
+		out["allFixedIps"] = resource.NewProperty([]resource.PropertyValue{resource.NewProperty(fmt.Sprintf("10.106.1.%d", len(f.graph)))})
+	case "openstack:networking/floatingIp:FloatingIp":
+		out["address"] = resource.NewProperty("192.0.2.9")
+	}
+	for _, named := range []resource.PropertyKey{"name", "keyName"} {
+		if _, ok := out[named]; !ok {
+			out[named] = resource.NewProperty(args.Name + "-auto")
+		}
+	}
+	return id, out, err
+}
+
+// all are the resources of a kind.
+func (f *fakeClouds) all(kind string) (found []made) {
+	for _, m := range f.graph {
+		if m.kind == kind {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+// cloudProgram runs the program of a stack with that configuration, whose keys were made then.
+func cloudProgram(values map[string]string, since time.Time) (*fakeClouds, error) {
+	config := map[string]string{}
+	for key, value := range values {
+		config["bedfellow:"+key] = value
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Setenv(pulumi.EnvConfig, string(text)); err != nil {
+		return nil, err
+	}
+	defer os.Unsetenv(pulumi.EnvConfig)
+	f := &fakeClouds{fakeEngine: fakeEngine{made: map[string]resource.PropertyMap{}, by: map[string]string{}}, since: since}
+	return f, pulumi.RunErr(stacks.ProgramIn("file:///state"), pulumi.WithMocks("bedfellow", "cloud", f))
+}
+
+// preset is a preset's configuration.
+func preset(t require.TestingT, name string, more map[string]string) map[string]string {
+	data, ok := stacks.Preset(name)
+	require.True(t, ok, name)
+	values := map[string]string{}
+	for line := range strings.Lines(string(data)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && strings.HasPrefix(key, "bedfellow:") {
+			values[strings.TrimPrefix(key, "bedfellow:")] = strings.Trim(value, `"`)
+		}
+	}
+	for key, value := range more {
+		values[key] = value
+	}
+	return values
+}
+
+// untagged are what a cloud gives no tags to: parts of what has some, which go with it or by its name.
+var untagged = []string{
+	"aws:ec2/routeTableAssociation:RouteTableAssociation", "aws:s3/bucketPublicAccessBlock:BucketPublicAccessBlock", "aws:iam/rolePolicy:RolePolicy",
+	"openstack:networking/routerInterface:RouterInterface", "openstack:networking/secGroupRule:SecGroupRule", "openstack:networking/floatingIpAssociate:FloatingIpAssociate",
+	"openstack:compute/keypair:Keypair", "openstack:compute/serverGroup:ServerGroup",
+}
+
+// policy is what holds for every bed in a cloud, whatever it was asked for.
+func (f *fakeClouds) policy(t require.TestingT, nodes int) {
+	owner := provision.Owner{ID: "life1", State: "file:///state#cloud"}
+	for _, m := range f.graph {
+		at := m.kind + " " + m.name
+		cloud := strings.HasPrefix(m.kind, "aws:") || strings.HasPrefix(m.kind, "openstack:")
+		if cloud {
+			assert.Contains(t, m.provider, "pulumi:providers:", "%s has a provider of ours, in the place that was asked for", at)
+			assert.True(t, strings.HasSuffix(m.parent, "-machines"), "%s is a part of the machines: %s", at, m.parent)
+		}
+		if cloud && !slices.Contains(untagged, m.kind) {
+			tags := tagsOf(m.inputs)
+			found, expires, ok := clouds.OwnerOf(tags)
+			if assert.True(t, ok, "%s bears no mark", at) {
+				assert.Equal(t, []string{owner.ID, owner.State}, []string{found.ID, found.State}, at)
+				assert.True(t, expires.After(f.since), "%s never expires", at)
+			}
+		}
+		assert.NotContains(t, shownInputs(m), "the host key of", "%s shows a private key", at)
+		for _, key := range []resource.PropertyKey{"cidrIpv4", "remoteIpPrefix"} {
+			in := m.kind == "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule" || m.inputs["direction"].IsString() && m.inputs["direction"].StringValue() == "ingress"
+			if v, ok := m.inputs[key]; ok && in {
+				from, err := netip.ParsePrefix(v.StringValue())
+				require.NoError(t, err, at)
+				assert.GreaterOrEqual(t, from.Bits(), 8, "%s lets the world in", at)
+				port := m.inputs["toPort"]
+				if !port.IsNumber() {
+					port = m.inputs["portRangeMax"]
+				}
+				assert.Equal(t, 22.0, port.NumberValue(), "%s opens more than ssh", at)
+			}
+		}
+	}
+	for _, m := range f.all("aws:ec2/launchTemplate:LaunchTemplate") {
+		options := m.inputs["metadataOptions"].ObjectValue()
+		assert.Equal(t, "required", options["httpTokens"].StringValue(), "IMDSv2 alone")
+		for _, d := range m.inputs["blockDeviceMappings"].ArrayValue() {
+			assert.Equal(t, "true", d.ObjectValue()["ebs"].ObjectValue()["encrypted"].StringValue(), "no disk is in clear")
+		}
+		placed := m.inputs["placement"].IsObject()
+		assert.Equal(t, nodes > 1, placed, "more than one node are placed close to each other")
+	}
+	for _, m := range f.all("aws:ebs/snapshotImport:SnapshotImport") {
+		assert.True(t, m.inputs["encrypted"].BoolValue())
+	}
+	assert.Len(t, slices.Concat(f.all("aws:ec2/instance:Instance"), f.all("openstack:compute/instance:Instance")), nodes)
+	assert.LessOrEqual(t, len(slices.Concat(f.all("aws:ec2/subnet:Subnet"), f.all("openstack:networking/subnet:Subnet"))), 1, "one subnet, in one zone")
+	inventory := f.made["bedfellow:index:Configuration"]["inventory"].ObjectValue()["nodes"].ArrayValue()
+	require.Len(t, inventory, nodes)
+	for _, n := range inventory {
+		assert.NotEmpty(t, n.ObjectValue()["address"].StringValue())
+		assert.NotEmpty(t, n.ObjectValue()["incarnation"].StringValue())
+	}
+}
+
+// tagsOf are a resource's, which are words on OpenStack, and a server's data there.
+func tagsOf(inputs resource.PropertyMap) map[string]string {
+	tags := map[string]string{}
+	for _, key := range []resource.PropertyKey{"tags", "metadata"} {
+		v := inputs[key]
+		switch {
+		case v.IsObject():
+			for name, value := range v.ObjectValue() {
+				tags[string(name)] = value.StringValue()
+			}
+		case v.IsArray():
+			for _, word := range v.ArrayValue() {
+				name, value, _ := strings.Cut(word.StringValue(), "=")
+				tags[name] = value
+			}
+		}
+	}
+	return tags
+}
+
+// shownInputs are a resource's inputs without what is secret.
+func shownInputs(m made) string {
+	data, err := json.Marshal(shown(resource.NewProperty(m.inputs)))
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+func shown(v resource.PropertyValue) any {
+	switch {
+	case v.IsSecret():
+		return "secret"
+	case v.IsObject():
+		all := map[string]any{}
+		for key, inner := range v.ObjectValue() {
+			all[string(key)] = shown(inner)
+		}
+		return all
+	case v.IsArray():
+		all := []any{}
+		for _, inner := range v.ArrayValue() {
+			all = append(all, shown(inner))
+		}
+		return all
+	case v.IsAsset():
+		return "file " + v.AssetValue().Path
+	}
+	return v.V
+}
+
+var (
+	somewhere = map[string]string{"aws.sshFrom": "198.51.100.0/24"}
+	stable    = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) // no bed of the golden files is past its time
+)
+
+// The presets' whole graphs, resource by resource.
+func TestGraphs(t *testing.T) {
+	for name, more := range map[string]map[string]string{
+		"aws": somewhere, "openstack": {"openstack.sshFrom": "198.51.100.7"}, "aws-hpc7g": {"aws.sshFrom": "198.51.100.7", "aws.ami": "ami-05206ad3e1f591078"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			values := preset(t, name, more)
+			f, err := cloudProgram(values, stable)
+			require.NoError(t, err)
+			f.policy(t, len(f.made["bedfellow:index:Keys"]["nodes"].ArrayValue()))
+			var lines []string
+			for _, m := range f.graph {
+				if strings.HasPrefix(m.kind, "bedfellow:") && m.custom { // what every bed has, and other tests look at
+					lines = append(lines, fmt.Sprintf("%s %s in %s\n", m.kind, m.name, m.parent))
+					continue
+				}
+				lines = append(lines, fmt.Sprintf("%s %s in %s\n\t%s\n", m.kind, m.name, m.parent, shownInputs(m)))
+			}
+			slices.Sort(lines)
+			golden := filepath.Join("testdata", "graph-"+name+".txt")
+			if *update {
+				require.NoError(t, os.MkdirAll("testdata", 0o755))
+				require.NoError(t, os.WriteFile(golden, []byte(strings.Join(lines, "")), 0o644))
+			}
+			want, err := os.ReadFile(golden)
+			require.NoError(t, err)
+			assert.Equal(t, string(want), strings.Join(lines, ""), "`go test -tags clouds ./stacks -update` writes it anew")
+		})
+	}
+}
+
+// Whatever a valid configuration asks for, the policy holds.
+func TestEveryBedInACloudKeepsThePolicy(t *testing.T) {
+	prices, err := clouds.ReadPrices("")
+	require.NoError(t, err)
+	types := func(cloud string) (names []string) {
+		for name, kind := range prices.Clouds[cloud].Types {
+			if kind.Architecture == clouds.Architecture() {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		nodes := rapid.IntRange(1, 12).Draw(t, "nodes")
+		values := map[string]string{
+			"name": rapid.StringMatching(`[a-z][a-z0-9]{0,10}`).Draw(t, "name"), "nodes": fmt.Sprint(nodes), "ttl": fmt.Sprintf("%dm", rapid.IntRange(1, 100000).Draw(t, "ttl")),
+			"network": rapid.SampledFrom([]string{"isolated", "outbound"}).Draw(t, "network"),
+		}
+		from := netip.PrefixFrom(netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "from"))), rapid.IntRange(8, 32).Draw(t, "bits")).Masked()
+		if rapid.Bool().Draw(t, "disk?") {
+			values["disk"] = fmt.Sprintf("%dGiB", rapid.IntRange(8, 2000).Draw(t, "disk"))
+		}
+		switch driver := rapid.SampledFrom(clouds.Names()).Draw(t, "driver"); driver {
+		case "aws":
+			kind := rapid.SampledFrom(types(driver)).Draw(t, "type")
+			values["driver"], values["aws.region"], values["aws.instanceType"], values["aws.sshFrom"] = driver, "eu-central-1", kind, from.String()
+			values["aws.spot"] = fmt.Sprint(rapid.Bool().Draw(t, "spot"))
+			if prices.Clouds[driver].Types[kind].EFA {
+				values["aws.efa"] = fmt.Sprint(rapid.Bool().Draw(t, "efa"))
+			}
+			if rapid.Bool().Draw(t, "threads?") {
+				values["aws.threadsPerCore"] = "1"
+			}
+			if rapid.Bool().Draw(t, "ami?") {
+				values["aws.ami"] = "ami-0123456789abcdef0"
+			}
+			values["aws.keepImage"] = fmt.Sprint(rapid.Bool().Draw(t, "keep"))
+		case "openstack":
+			values["driver"], values["openstack.externalNetwork"], values["openstack.sshFrom"] = driver, "public", from.String()
+			values["openstack.flavor"] = rapid.SampledFrom(types(driver)).Draw(t, "flavor")
+			if rapid.Bool().Draw(t, "image?") {
+				values["openstack.image"] = "somebody's"
+			}
+		}
+		f, err := cloudProgram(values, time.Now())
+		require.NoError(t, err, "%v", values)
+		f.policy(t, nodes)
+	})
+}
+
+// A bed whose time is over is not made, nor anything for it.
+func TestABedPastItsTimeIsNotMade(t *testing.T) {
+	f, err := cloudProgram(preset(t, "aws", somewhere), time.Now().Add(-9*time.Hour))
+	require.ErrorContains(t, err, "its time to live, 8h0m0s, was over at")
+	assert.ErrorContains(t, err, "bed destroy")
+	assert.Empty(t, f.all("aws:ec2/vpc:Vpc"))
+	assert.Empty(t, f.all("aws:ec2/instance:Instance"))
+}

@@ -1,0 +1,7 @@
+package stacks
+
+// What tests look at.
+var (
+	SSHSource = sshSource
+	Expiry    = expiry
+)
