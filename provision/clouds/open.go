@@ -5,15 +5,20 @@ package clouds
 import (
 	"fmt"
 	"os"
+	"slices"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
-// Open returns the named cloud as the settings say, the values of its keys without its name. Nobody is asked anything yet.
+// Open returns the named cloud as the settings say, the values of its keys without its name. They need not be of a bed, but must say where.
+// Nobody is asked anything yet.
 func Open(name string, settings map[string]string) (Cloud, error) {
 	switch name {
 	case "aws":
 		s, problems := ReadAWS(settings)
-		if s.Region == "" {
-			return nil, problems.Err()
+		problems = slices.DeleteFunc(problems, func(p bed.Problem) bool { return p.Key != "aws.region" })
+		if err := problems.Err(); err != nil {
+			return nil, err
 		}
 		return openAWS(s)
 	case "openstack":

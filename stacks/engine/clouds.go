@@ -23,10 +23,13 @@ func OpenBeds(name string, s drivers.Settings) (provision.Beds, error) {
 
 // openCloud opens the bed's cloud; what keeps that from being done is a problem with its remedy.
 func openCloud(spec bed.Spec) (clouds.Cloud, bed.Problems) {
+	var problems bed.Problems
 	c, err := clouds.Open(spec.Driver, spec.Settings)
 	switch {
 	case errors.Is(err, clouds.ErrNotBuilt):
 		return nil, bed.Problems{{Key: "driver", Value: spec.Driver, Reason: err.Error(), Remedy: "`make tools DRIVER=" + spec.Driver + "` builds it with them", Host: true}}
+	case errors.As(err, &problems):
+		return nil, problems
 	case err != nil:
 		return nil, bed.Problems{{Key: "driver", Value: spec.Driver, Reason: err.Error(), Remedy: "see docs/clouds.md", Host: true}}
 	}
