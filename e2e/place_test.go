@@ -210,7 +210,14 @@ type process struct {
 
 func (p place) start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), p.patience(callTimeout))
+	patience := callTimeout
+	if strings.HasPrefix(p.stack, "lima") { // a suite that one command keeps waiting ends before CI ends it, and says what that said
+		patience *= 4
+		if *fullFlag {
+			patience *= 2
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	run := &process{args: args, more: make(chan struct{}, 1), read: make(chan struct{}), cancel: cancel}
 	argv := slices.Concat(p.within, []string{work(t, "bin/bed")}, args)
 	run.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)

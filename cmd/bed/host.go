@@ -59,7 +59,7 @@ func (a *app) doctor() *cobra.Command {
 				return err
 			}
 			if len(problems) > 0 {
-				return bed.Problems{{Reason: fmt.Sprintf("%d problems, see above", len(problems)), Host: true}}
+				return bed.Problems{{Reason: fmt.Sprintf("problems, see above: %d", len(problems)), Host: true}}
 			}
 			return nil
 		},
