@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -21,10 +20,8 @@ import (
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optrefresh"
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optup"
 
-	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
-	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/provider"
@@ -54,98 +51,6 @@ func (s Standing) Changed() int {
 		}
 	}
 	return n
-}
-
-// Check finds everything about the configuration and the host that would keep the bed from being made, all at once.
-func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
-	go w.cli() // a third of a second, which the checks take too
-	defer func() {
-		if err != nil {
-			_, _ = w.cli() // its process does not outlive the command that ends now
-		}
-	}()
-	spec, problems := stacks.Parse(w.Stack, w.values)
-	if len(problems) > 0 {
-		return spec, problems
-	}
-	var made provision.Beds
-	if clouds.Is(spec.Driver) {
-		made, problems = checkCloud(ctx, spec)
-	} else {
-		made, problems, err = checkDriver(ctx, spec)
-	}
-	if err != nil {
-		return spec, err
-	}
-	on := clouds.Info(spec.Driver)
-	if made != nil {
-		on = made.Info()
-	}
-	if spec.WorkloadManager == "flux" && on.Image != "" {
-		if err := images.CheckFlux(stacks.FluxOf(spec.Flux), spec.Image); err != nil {
-			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
-		}
-	}
-	if spec.Kubernetes == "usernetes" {
-		problems = append(problems, kubernetesProblems(spec, on)...)
-	}
-	if len(problems) == 0 {
-		problems = w.foreign(ctx, made, spec.Name)
-	}
-	return spec, problems.Err()
-}
-
-// checkDriver finds what keeps this host, or an engine, from making the bed.
-func checkDriver(ctx context.Context, spec bed.Spec) (provision.Driver, bed.Problems, error) {
-	d, err := drivers.Open(spec.Driver, drivers.Settings{Ovirt: spec.Settings})
-	if err != nil {
-		return nil, nil, err
-	}
-	problems := CheckHost(ctx, d)
-	if fitter, ok := d.(provision.Fitter); ok {
-		var list []provision.Machine
-		for _, n := range spec.Nodes() {
-			list = append(list, provision.Machine{Name: n.Name, Index: n.Index, Role: n.Role, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Network: spec.Network})
-		}
-		problems = append(problems, fitter.Fit(ctx, list)...)
-	}
-	return d, problems, nil
-}
-
-// foreign finds a bed of the name that belongs to another state.
-func (w *Workspace) foreign(ctx context.Context, d provision.Beds, name string) bed.Problems {
-	found, _ := d.List(ctx, name)
-	for _, st := range found {
-		if want := (provision.Owner{Bed: name, State: w.OwnerState()}); st.Owner.State != "" && !st.Owner.Same(want) {
-			err := &provision.ForeignError{Have: st.Owner, Want: want}
-			return bed.Problems{{Key: "name", Value: name, Reason: err.Error(), Remedy: "write -c name=…", Host: true}}
-		}
-	}
-	return nil
-}
-
-// CheckHost finds what this host lacks to make beds by the driver, or in the cloud.
-func CheckHost(ctx context.Context, d provision.Beds) []bed.Problem {
-	problems := d.Check(ctx)
-	if d.Info().Image != "" {
-		problems = append(problems, bakeTools()...)
-	}
-	return problems
-}
-
-// bakeTools finds the commands that baking and configuring need. Only root bakes; others boot from what root has baked.
-func bakeTools() []bed.Problem {
-	var problems []bed.Problem
-	need := map[string]string{"ansible-playbook": "ansible", "ssh": "openssh-client"}
-	if os.Geteuid() == 0 {
-		need["mmdebstrap"] = "mmdebstrap"
-	}
-	for command, pkg := range need {
-		if _, err := exec.LookPath(command); err != nil {
-			problems = append(problems, bed.Problem{Reason: "the command " + command + " is missing", Remedy: "apt-get install " + pkg + " (`make tools` does)", Host: true})
-		}
-	}
-	return problems
 }
 
 // Up makes the bed, or brings it to its configuration. What -c set is kept.
