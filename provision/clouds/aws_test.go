@@ -45,7 +45,9 @@ func startMoto(t *testing.T) {
 	if tree == "" {
 		tree = filepath.Join(t.TempDir(), "tree")
 		out, err := exec.CommandContext(t.Context(), "mmdebstrap", "--quiet", "--variant=apt", "--include=python3-moto,python3-flask,python3-flask-cors", "trixie", tree).CombinedOutput()
-		require.NoError(t, err, string(out))
+		if err != nil {
+			hosttest.Lacks(t, "a Debian 13 for moto's server, which mmdebstrap did not get: "+string(out))
+		}
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
