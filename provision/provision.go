@@ -20,9 +20,6 @@ type Beds interface {
 	Info() Info
 	// Check tells whether this host or engine can serve at all, each problem with its remedy.
 	Check(ctx context.Context) []bed.Problem
-	// Delete leaves nothing of the machine; deleting what is not there is no error. With a bed's last machine go the things
-	// that its machines shared.
-	Delete(ctx context.Context, name string) error
 	// List shows every machine whose mark has the owner's bed name, whichever state it belongs to, half-made ones included;
 	// an empty owner lists all.
 	List(ctx context.Context, owner string) ([]Status, error)
@@ -39,6 +36,9 @@ type Driver interface {
 	Read(ctx context.Context, name string) (Status, error)
 	// Update brings a machine to a changed spec, in place where the driver can, else by making it anew.
 	Update(ctx context.Context, m Machine) (Status, error)
+	// Delete leaves nothing of the machine; deleting what is not there is no error. With a bed's last machine go the things
+	// that its machines shared.
+	Delete(ctx context.Context, name string) error
 }
 
 // Fitter is a Driver that can tell whether given machines would fit this host, before any is made.

@@ -80,8 +80,9 @@ func (m *awsMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *e
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	outbound := pulumi.Bool(m.r.args.Network == "outbound") // no rule keeps nodes from the VPC's resolver, which asks the world
 	network, err := ec2.NewVpc(ctx, name+"-vpc", &ec2.VpcArgs{
-		CidrBlock: pulumi.String(bedRange), EnableDnsSupport: pulumi.Bool(true), EnableDnsHostnames: pulumi.Bool(true), Tags: m.tags(name),
+		CidrBlock: pulumi.String(bedRange), EnableDnsSupport: outbound, EnableDnsHostnames: outbound, Tags: m.tags(name),
 	}, m.options...)
 	if err != nil {
 		return nil, nil, nil, err
@@ -130,7 +131,7 @@ func (m *awsMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *e
 		reachable = append(reachable, made)
 	}
 	out := map[string]*vpc.SecurityGroupEgressRuleArgs{"siblings": {ReferencedSecurityGroupId: group.ID()}}
-	if m.r.args.Network == "outbound" {
+	if outbound {
 		out["anywhere"] = &vpc.SecurityGroupEgressRuleArgs{CidrIpv4: pulumi.String("0.0.0.0/0")}
 	}
 	for to, rule := range out {
@@ -209,14 +210,9 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 	if err != nil {
 		return amiOf{}, err
 	}
-	architecture := clouds.Architecture()
-	boot := "uefi-preferred"
-	if architecture == "arm64" {
-		boot = "uefi"
-	}
 	made, err := ec2.NewAmi(ctx, name+"-image", &ec2.AmiArgs{
-		Name:         pulumi.Sprintf("bedfellow-%s-%s-%.12s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(func(d string) string { return d[max(0, len(d)-12):] })),
-		Architecture: pulumi.String(architecture), BootMode: pulumi.String(boot), VirtualizationType: pulumi.String("hvm"), EnaSupport: pulumi.Bool(true),
+		Name:         pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(last12)),
+		Architecture: pulumi.String(clouds.Architecture), BootMode: pulumi.String("uefi-preferred"), VirtualizationType: pulumi.String("hvm"), EnaSupport: pulumi.Bool(true),
 		ImdsSupport: pulumi.String("v2.0"), RootDeviceName: pulumi.String(rootDevice), Tags: tags,
 		EbsBlockDevices: ec2.AmiEbsBlockDeviceArray{&ec2.AmiEbsBlockDeviceArgs{
 			DeviceName: pulumi.String(rootDevice), SnapshotId: snapshot.ID(), VolumeType: pulumi.String("gp3"), DeleteOnTermination: pulumi.Bool(true),
@@ -237,7 +233,9 @@ func (m *awsMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Rol
 	if err != nil {
 		return nil, nil, err
 	}
-	role, err := iam.NewRole(ctx, m.r.name+"-importer", &iam.RoleArgs{Path: pulumi.String(clouds.RolePath), AssumeRolePolicy: pulumi.String(trust), Tags: m.tags(m.r.name)}, m.options...)
+	role, err := iam.NewRole(ctx, m.r.name+"-importer", &iam.RoleArgs{
+		Path: pulumi.String(clouds.RolePath), AssumeRolePolicy: pulumi.String(trust), Tags: m.r.tags(map[string]string{"Name": m.r.name, clouds.TagRegion: m.s.Region}),
+	}, m.options...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -288,9 +286,14 @@ func (m *awsMachines) template(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subne
 			AssociatePublicIpAddress: pulumi.String("true"), DeleteOnTermination: pulumi.String("true"),
 		}},
 	}
+	// Without when the bed's time is over: a template with another is another, and its instances are made anew. Theirs is among their own tags.
+	lasting := m.tags(name).ApplyT(func(tags map[string]string) map[string]string {
+		delete(tags, clouds.TagExpires)
+		return tags
+	}).(pulumi.StringMapOutput)
 	var tagged ec2.LaunchTemplateTagSpecificationArray
-	for _, made := range []string{"instance", "volume", "network-interface"} {
-		tagged = append(tagged, &ec2.LaunchTemplateTagSpecificationArgs{ResourceType: pulumi.String(made), Tags: m.tags(name)})
+	for _, made := range []string{"volume", "network-interface"} {
+		tagged = append(tagged, &ec2.LaunchTemplateTagSpecificationArgs{ResourceType: pulumi.String(made), Tags: lasting})
 	}
 	args.TagSpecifications = tagged
 	if len(m.r.args.Nodes) > 1 { // close to each other, on one part of the network

@@ -114,9 +114,10 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	if err := ctx.RegisterResource("bedfellow:index:Keys", name+"-keys", pulumi.Map{"nodes": names}, k, child); err != nil {
 		return nil, err
 	}
-	digest := pulumi.String("").ToStringOutput()
+	there := clouds.Is(args.Driver) && clouds.Image(args.Settings) != ""
+	digest := pulumi.String(clouds.Image(args.Settings)).ToStringOutput()
 	var img *image
-	if on.Image != "" {
+	if on.Image != "" && !there {
 		img = &image{}
 		inputs := pulumi.Map{"definition": pulumi.String(args.Image), "format": pulumi.String(on.Image), "roles": pulumi.ToStringArray(args.Roles)}
 		if args.Flux != "" {

@@ -119,6 +119,9 @@ func sshSource(ctx context.Context, said netip.Prefix, service string) (netip.Pr
 	return netip.PrefixFrom(address, 32), nil
 }
 
+// last12 is enough of a digest to tell images apart by.
+func last12(digest string) string { return digest[max(0, len(digest)-12):] }
+
 // machine is a rented one, as a Pool shows its own.
 func machine(name string, address, bedAddress, incarnation pulumi.StringInput, via string) pulumi.Map {
 	m := pulumi.Map{

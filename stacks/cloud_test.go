@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -39,6 +40,14 @@ func TestWhoMayLogIn(t *testing.T) {
 	service.Close()
 	_, err = stacks.SSHSource(t.Context(), netip.Prefix{}, service.URL)
 	assert.ErrorContains(t, err, "sshFrom=CIDR")
+}
+
+// Two hosts with a clone in the same folder are two owners in one account.
+func TestTheStateOfACloudsBedSaysWhoseFileItIs(t *testing.T) {
+	host, err := os.Hostname()
+	require.NoError(t, err)
+	assert.Equal(t, "file://"+host+"/root/.bed/state#aws", stacks.CloudState("file:///root/.bed/state#aws"))
+	assert.Equal(t, "s3://states#aws", stacks.CloudState("s3://states#aws"))
 }
 
 func TestExpiry(t *testing.T) {

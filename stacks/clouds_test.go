@@ -71,14 +71,14 @@ func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource
 		}
 		out["hostKeys"] = resource.MakeSecret(resource.NewProperty(private))
 	case "aws:ec2/instance:Instance":
-		n := len(f.graph)
-		out["publicIp"], out["privateIp"] = resource.NewProperty(fmt.Sprintf("192.0.2.%d", n)), resource.NewProperty(fmt.Sprintf("10.106.0.%d", n))
+		n := args.Name[len(args.Name)-2:]
+		out["publicIp"], out["privateIp"] = resource.NewProperty("192.0.2.1"+n), resource.NewProperty("10.106.0.1"+n)
 	case "aws:ec2/launchTemplate:LaunchTemplate":
 		out["latestVersion"] = resource.NewProperty(3.0)
 	case "aws:s3/bucket:Bucket":
 		out["arn"] = resource.NewProperty("arn:aws:s3:::" + args.Inputs["bucket"].StringValue())
 	case "openstack:networking/port:Port":
-		out["allFixedIps"] = resource.NewProperty([]resource.PropertyValue{resource.NewProperty(fmt.Sprintf("10.106.1.%d", len(f.graph)))})
+		out["allFixedIps"] = resource.NewProperty([]resource.PropertyValue{resource.NewProperty("10.106.1.1" + strings.TrimSuffix(args.Name, "-port")[len(args.Name)-7:])})
 	case "openstack:networking/floatingIp:FloatingIp":
 		out["address"] = resource.NewProperty("192.0.2.9")
 	}
@@ -143,7 +143,7 @@ var untagged = []string{
 
 // policy is what holds for every bed in a cloud, whatever it was asked for.
 func (f *fakeClouds) policy(t require.TestingT, nodes int) {
-	owner := provision.Owner{ID: "life1", State: "file:///state#cloud"}
+	owner := provision.Owner{ID: "life1", State: stacks.CloudState("file:///state#cloud")}
 	for _, m := range f.graph {
 		at := m.kind + " " + m.name
 		cloud := strings.HasPrefix(m.kind, "aws:") || strings.HasPrefix(m.kind, "openstack:")
@@ -271,6 +271,11 @@ func TestGraphs(t *testing.T) {
 				lines = append(lines, fmt.Sprintf("%s %s in %s\n\t%s\n", m.kind, m.name, m.parent, shownInputs(m)))
 			}
 			slices.Sort(lines)
+			host, err := os.Hostname()
+			require.NoError(t, err)
+			for i := range lines {
+				lines[i] = strings.ReplaceAll(lines[i], "=2F=2F"+host+"=2F", "=2F=2FHOST=2F")
+			}
 			golden := filepath.Join("testdata", "graph-"+name+".txt")
 			if *update {
 				require.NoError(t, os.MkdirAll("testdata", 0o755))
@@ -289,7 +294,7 @@ func TestEveryBedInACloudKeepsThePolicy(t *testing.T) {
 	require.NoError(t, err)
 	types := func(cloud string) (names []string) {
 		for name, kind := range prices.Clouds[cloud].Types {
-			if kind.Architecture == clouds.Architecture() {
+			if kind.Architecture == clouds.Architecture {
 				names = append(names, name)
 			}
 		}
@@ -332,6 +337,35 @@ func TestEveryBedInACloudKeepsThePolicy(t *testing.T) {
 		require.NoError(t, err, "%v", values)
 		f.policy(t, nodes)
 	})
+}
+
+// A bed that is to live longer is marked anew, and none of it is made anew.
+func TestALongerLifeMakesNothingAnew(t *testing.T) {
+	for name, more := range map[string]map[string]string{"aws": somewhere, "openstack": {"openstack.sshFrom": "198.51.100.7"}} {
+		var graphs [2]map[string]string
+		for i, ttl := range []string{"8h", "20h"} {
+			values := preset(t, name, more)
+			values["ttl"] = ttl
+			f, err := cloudProgram(values, stable)
+			require.NoError(t, err)
+			graphs[i] = map[string]string{}
+			for _, m := range f.graph {
+				m.inputs = m.inputs.Copy()
+				delete(m.inputs, "tags") // these are changed in place
+				delete(m.inputs, "metadata")
+				graphs[i][m.kind+" "+m.name] = shownInputs(m)
+			}
+		}
+		assert.Equal(t, graphs[0], graphs[1])
+	}
+}
+
+// A bed of an image that is there bakes none, and says what it is of.
+func TestAnImageThatIsThereIsNotBaked(t *testing.T) {
+	f, err := cloudProgram(preset(t, "aws", map[string]string{"aws.sshFrom": "198.51.100.7", "aws.ami": "ami-05206ad3e1f591078"}), stable)
+	require.NoError(t, err)
+	assert.Empty(t, f.all("bedfellow:index:Image"))
+	assert.Equal(t, "ami-05206ad3e1f591078", f.made["bedfellow:index:Configuration"]["inventory"].ObjectValue()["imageDigest"].StringValue())
 }
 
 // A bed whose time is over is not made, nor anything for it.

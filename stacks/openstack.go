@@ -148,10 +148,10 @@ func (m *openStackMachines) disk(ctx *pulumi.Context) (pulumi.StringOutput, erro
 		return append(all, clouds.TagDigest+"="+v[1].(string))
 	}).(pulumi.StringArrayOutput)
 	made, err := images.NewImage(ctx, m.r.name+"-image", &images.ImageArgs{
-		Name: pulumi.Sprintf("bedfellow-%s-%s", m.r.args.Image, m.r.keys.BedID), ContainerFormat: pulumi.String("bare"), DiskFormat: pulumi.String("qcow2"),
+		Name: pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(last12)), ContainerFormat: pulumi.String("bare"), DiskFormat: pulumi.String("qcow2"),
 		LocalFilePath: m.r.image.Path.ApplyT(func(dir string) string { return filepath.Join(dir, bed.DiskFile) }).(pulumi.StringOutput),
 		Visibility:    pulumi.String("private"), Tags: words,
-	}, m.with(pulumi.RetainOnDelete(keep), pulumi.ReplaceOnChanges([]string{"tags"}))...)
+	}, m.with(pulumi.RetainOnDelete(keep), pulumi.ReplaceOnChanges([]string{"name"}))...)
 	if err != nil {
 		return pulumi.StringOutput{}, err
 	}
@@ -196,7 +196,8 @@ func (m *openStackMachines) instances(ctx *pulumi.Context, network *networking.N
 				BootIndex: pulumi.Int(0), DeleteOnTermination: pulumi.Bool(true),
 			}}
 		}
-		made, err := compute.NewInstance(ctx, node.Name, args, m.with(pulumi.DeleteBeforeReplace(true))...)
+		// A changed image would rebuild the server in place: a new disk on the same server, which nobody would configure.
+		made, err := compute.NewInstance(ctx, node.Name, args, m.with(pulumi.DeleteBeforeReplace(true), pulumi.ReplaceOnChanges([]string{"imageId"}))...)
 		if err != nil {
 			return err
 		}

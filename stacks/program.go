@@ -79,6 +79,19 @@ func program(ctx *pulumi.Context, state string) error {
 // OwnerState is the state in the mark of a stack's beds: two stacks of one state are two owners.
 func OwnerState(url, stack string) string { return url + "#" + stack }
 
+// CloudState is the state in the mark of a bed in a cloud, which other hosts mark things in too: a file is one host's.
+func CloudState(state string) string {
+	path, local := strings.CutPrefix(state, "file:///")
+	if !local {
+		return state
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return state
+	}
+	return "file://" + host + "/" + path
+}
+
 // Args asks for what the spec says.
 func Args(s bed.Spec, state string) BedArgs {
 	args := BedArgs{
@@ -86,6 +99,9 @@ func Args(s bed.Spec, state string) BedArgs {
 		State: state,
 	}
 	args.Settings = s.Settings
+	if clouds.Is(s.Driver) {
+		args.State = CloudState(state)
+	}
 	if s.Driver == "ovirt" {
 		_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine is the environment's
 	}

@@ -2,13 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
@@ -18,21 +21,26 @@ import (
 
 // reachable names the drivers and clouds that can be asked here what they have made: the environment must name an engine or a cloud for that.
 func reachable() []string {
-	return slices.Concat(drivers.Reachable(drivers.Settings{}), clouds.Reachable())
+	names := drivers.Reachable(drivers.Settings{})
+	if clouds.Built {
+		names = slices.Concat(names, clouds.Named())
+	}
+	return names
 }
 
-// reached opens each of them.
+// reached opens each of them. One that cannot be asked, or not rid of something, keeps nobody from the others.
 func reached(ask func(name string, d provision.Beds) error) error {
+	var errs []error
 	for _, name := range reachable() {
 		d, err := engine.OpenBeds(name, drivers.Settings{})
 		if err == nil {
 			err = ask(name, d)
 		}
 		if err != nil {
-			return err
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // sweepImages lists what engines and clouds keep of images and no machine uses, and removes it if it is to.
@@ -85,7 +93,7 @@ func (a *app) sweepImages(ctx context.Context, remove bool) error {
 // asked says whom reached asks, beside this host.
 func asked() string {
 	text := "the engine of OVIRT_URL"
-	if clouds.Reachable() != nil {
+	if clouds.Built && len(clouds.Named()) > 0 {
 		text += " and the clouds that the environment names"
 	}
 	return text
@@ -108,7 +116,7 @@ func lookAt(ctx context.Context, name string, d provision.Beds, owner provision.
 	}
 	s := swept{Driver: name, Owner: owner}
 	for _, st := range found {
-		if st.Owner == owner {
+		if st.Owner.Same(owner) {
 			s.Machines++
 			if st.Expires.After(s.Expires) {
 				s.Expires = st.Expires
@@ -147,29 +155,39 @@ func (a *app) sweep() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				var errs []error
 				for _, o := range owners {
 					if !expired && owner == "" && engine.Knows(root, o.State) || owner != "" && o.Bed != owner {
 						continue
 					}
 					l, err := lookAt(c.Context(), name, d, o)
 					if err != nil {
-						return err
+						errs = append(errs, err)
+						continue
 					}
-					past := !l.Expires.IsZero() && now.After(l.Expires)
-					if expired && !past {
+					if expired && (l.Expires.IsZero() || now.Before(l.Expires)) {
 						continue
 					}
 					if l.Removed = remove || expired; l.Removed {
 						if err := provider.Clear(c.Context(), d, o); err != nil {
-							return err
+							errs = append(errs, fmt.Errorf("remove bed %s: %w", o.Bed, err))
+							continue
 						}
 					}
 					lines = append(lines, l)
 				}
-				return nil
+				return errors.Join(errs...)
 			})
+			if named := clouds.Named(); !clouds.Built && len(named) > 0 {
+				unasked := bed.Problems{{Key: "driver", Value: strings.Join(named, ", "), Reason: clouds.ErrNotBuilt.Error() + ", so nobody was asked there", Remedy: "`make tools DRIVER=" + named[0] + "` builds it with them", Host: true}}
+				if remove || expired {
+					err = errors.Join(err, unasked)
+				} else {
+					progress.Note(c.Context(), "%v", unasked)
+				}
+			}
 			if err != nil {
-				return err
+				return errors.Join(a.print(lines, func() { printSwept(lines, expired, now) }), err)
 			}
 			if owner != "" && len(lines) == 0 && !expired {
 				return bed.Problems{{Key: "--owner", Value: owner, Reason: "there is no bed of that name on this host", Remedy: "`bed sweep` lists those that no state here knows", Host: true}}
@@ -198,7 +216,7 @@ func printSwept(lines []swept, expired bool, now time.Time) {
 	switch {
 	case len(lines) > 0:
 	case expired:
-		fmt.Println("nothing: no bed is past its time")
+		fmt.Println("nothing: of those that could be asked (" + strings.Join(reachable(), ", ") + ") none has a bed past its time")
 	default:
 		fmt.Println("nothing: every bed on this host is known here, or there is none")
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
+	"github.com/bedfellow/bedfellow/provision/provider"
 )
 
 // startMoto serves what stands in for AWS, moto's server, until the test ends, and has the environment name it. It runs in a Debian 13 of its own.
@@ -186,6 +187,7 @@ func (a account) bed(t *testing.T, owner provision.Owner, expires time.Time, kee
 	require.NoError(t, err)
 	_, err = a.s3.CreateMultipartUpload(ctx, &s3.CreateMultipartUploadInput{Bucket: &bucket, Key: aws.String("cut-short")})
 	require.NoError(t, err)
+	roleTags = append(roleTags, iamtypes.Tag{Key: aws.String(clouds.TagRegion), Value: aws.String("us-east-1")})
 	_, err = a.iam.CreateRole(ctx, &iam.CreateRoleInput{RoleName: &name, Path: aws.String(clouds.RolePath), AssumeRolePolicyDocument: aws.String(`{"Version":"2012-10-17","Statement":[]}`), Tags: roleTags})
 	require.NoError(t, err)
 	_, err = a.iam.PutRolePolicy(ctx, &iam.PutRolePolicyInput{RoleName: &name, PolicyName: aws.String("rights"), PolicyDocument: aws.String(
@@ -285,7 +287,7 @@ func TestAWS(t *testing.T) {
 	none := a.left(t)
 	require.Empty(t, none)
 	a.bed(t, theirs, now.Add(-time.Hour), false, "theirs-01")
-	before := a.left(t)
+	others := a.left(t)
 	a.bed(t, ours, now.Add(time.Hour), false, "ours-01", "ours-02")
 	c := openAWS(t, nil)
 
@@ -336,23 +338,26 @@ func TestAWS(t *testing.T) {
 			assert.Contains(t, fmt.Sprint(found), fit.says)
 		}
 	})
-	t.Run("a node", func(t *testing.T) {
-		require.NoError(t, c.Delete(t.Context(), "ours-02"))
-		require.NoError(t, c.Delete(t.Context(), "ours-02"), "what is gone is no error")
-		list, err := c.List(t.Context(), "ours")
-		require.NoError(t, err)
-		require.Len(t, list, 1)
-		assert.Equal(t, "ours-01", list[0].Name)
-	})
 	t.Run("sweep", func(t *testing.T) {
-		other := ours
-		other.State = "file:///elsewhere#aws"
+		other := ours // a bed of the same name, with nodes of the same names, of another state
+		other.ID, other.State = "life4", "file:///elsewhere#aws"
 		require.NoError(t, c.Sweep(t.Context(), other))
 		list, err := c.List(t.Context(), "ours")
 		require.NoError(t, err)
-		require.Len(t, list, 1, "a bed of another state is not ours to remove")
-		require.NoError(t, c.Sweep(t.Context(), ours))
-		assert.Equal(t, before, a.left(t))
+		require.Len(t, list, 2, "what is of another state is not ours to remove")
+		all := a.left(t)
+		a.bed(t, other, now.Add(time.Hour), false, "ours-01", "ours-02")
+		require.NoError(t, provider.Clear(t.Context(), c, other))
+		assert.Equal(t, all, a.left(t))
+
+		before := ours // an earlier life of our own, whose time is over
+		before.ID = "life0"
+		a.bed(t, before, now.Add(-time.Hour), false)
+		expires, err := c.Expires(t.Context(), before)
+		require.NoError(t, err)
+		assert.True(t, expires.Equal(now.Add(time.Hour)), "a sweep would remove both")
+		require.NoError(t, provider.Clear(t.Context(), c, ours))
+		assert.Equal(t, others, a.left(t))
 		require.NoError(t, c.Sweep(t.Context(), ours), "nothing is left, and that is no error")
 	})
 	t.Run("kept image", func(t *testing.T) {
@@ -382,7 +387,7 @@ func TestAWS(t *testing.T) {
 			}
 		}
 		assert.Equal(t, -1, used())
-		assert.Equal(t, before, a.left(t))
+		assert.Equal(t, others, a.left(t))
 	})
 }
 

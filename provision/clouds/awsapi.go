@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -111,7 +112,7 @@ func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 			problems = append(problems, problem("aws.zone", a.s.Zone, "write -c aws.zone="+zones[0], "has no %s; there are some in %s", a.s.Type, strings.Join(zones, ", ")))
 		}
 	}
-	architecture := Architecture()
+	architecture := Architecture
 	if a.s.AMI != "" {
 		images, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{a.s.AMI}, Owners: []string{a.s.AMIOwner}})
 		if err != nil || len(images.Images) == 0 {
@@ -130,6 +131,9 @@ func (a *awsCloud) fitType(spec bed.Spec, t types.InstanceTypeInfo) (problems []
 	if n := t.NetworkInfo; a.s.EFA && n != nil && !aws.ToBool(n.EfaSupported) {
 		problems = append(problems, problem("aws.efa", "true", "choose a type that has one, or write -c aws.efa=false", "asks for an Elastic Fabric Adapter, and %s has none", a.s.Type))
 	}
+	if u := t.SupportedUsageClasses; a.s.Spot && len(u) > 0 && !slices.Contains(u, types.UsageClassTypeSpot) {
+		problems = append(problems, problem("aws.spot", "true", "write -c aws.spot=false", "asks for spot instances, which there are none of as %s", a.s.Type))
+	}
 	if g := t.PlacementGroupInfo; spec.Size() > 1 && g != nil && !slices.Contains(g.SupportedStrategies, types.PlacementGroupStrategyCluster) {
 		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type for computing, such as c7i.2xlarge", "cannot be placed close to its siblings"))
 	}
@@ -146,11 +150,16 @@ func (a *awsCloud) fitType(spec bed.Spec, t types.InstanceTypeInfo) (problems []
 	return problems
 }
 
-// quotaOf is the code of the quota that a type counts to, and what it counts in: all of a family's vCPUs, or for HPC types their instances'.
+// standard are the families whose vCPUs count to the quotas of standard instances.
+var standard = regexp.MustCompile(`^[acdhimrtz][0-9]`)
+
+// quotaOf is the code of the quota that a type's vCPUs count to; empty for families with one that is not known here.
 func quotaOf(instanceType string, spot bool) (code string) {
 	switch {
 	case strings.HasPrefix(instanceType, "hpc"):
 		return "L-F7808C92" // Running On-Demand HPC instances
+	case !standard.MatchString(instanceType):
+		return ""
 	case spot:
 		return "L-34B43A08" // All Standard Spot Instance Requests
 	default:
@@ -158,9 +167,13 @@ func quotaOf(instanceType string, spot bool) (code string) {
 	}
 }
 
-// fitQuota compares the quota with what the bed needs of it, and with what runs already. An account that may not ask is told so by AWS later.
+// fitQuota compares the quota with what the bed needs of it; what else runs in the account is not counted. An account that may not ask is told by
+// AWS later.
 func (a *awsCloud) fitQuota(ctx context.Context, spec bed.Spec, t types.InstanceTypeInfo) []bed.Problem {
 	code := quotaOf(a.s.Type, a.s.Spot)
+	if code == "" {
+		return nil
+	}
 	quota, err := a.quotas.GetServiceQuota(ctx, &servicequotas.GetServiceQuotaInput{ServiceCode: aws.String("ec2"), QuotaCode: &code})
 	if err != nil || quota.Quota == nil || t.VCpuInfo == nil {
 		return nil
@@ -186,11 +199,14 @@ func tagsOf(list []types.Tag) map[string]string {
 }
 
 // instances are those with the tag, of any value where none is given, that are not gone.
-func (a *awsCloud) instances(ctx context.Context, tag, value string) (found []types.Instance, err error) {
-	mark := filter("tag-key", tag)
+func (a *awsCloud) instances(ctx context.Context, tag, value string) ([]types.Instance, error) {
 	if value != "" {
-		mark = filter("tag:"+tag, value)
+		return a.filtered(ctx, filter("tag:"+tag, value))
 	}
+	return a.filtered(ctx, filter("tag-key", tag))
+}
+
+func (a *awsCloud) filtered(ctx context.Context, mark types.Filter) (found []types.Instance, err error) {
 	pages := ec2.NewDescribeInstancesPaginator(a.ec2, &ec2.DescribeInstancesInput{Filters: []types.Filter{
 		mark, filter("instance-state-name", "pending", "running", "shutting-down", "stopping", "stopped"),
 	}})
@@ -233,15 +249,6 @@ func (a *awsCloud) List(ctx context.Context, owner string) ([]provision.Status, 
 
 // terminateTimeout is how long instances take to be gone, the slow ones.
 const terminateTimeout = 10 * time.Minute
-
-// Delete ends the instances that are the node.
-func (a *awsCloud) Delete(ctx context.Context, name string) error {
-	found, err := a.instances(ctx, TagNode, name)
-	if err != nil {
-		return err
-	}
-	return a.terminate(ctx, found)
-}
 
 func (a *awsCloud) terminate(ctx context.Context, list []types.Instance) error {
 	var ids []string

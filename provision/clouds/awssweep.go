@@ -107,7 +107,9 @@ func (a *awsCloud) roles(ctx context.Context) (found []thing, err error) {
 			for _, tag := range tagged.Tags {
 				t.tags[aws.ToString(tag.Key)] = aws.ToString(tag.Value)
 			}
-			found = append(found, t)
+			if t.tags[TagRegion] == a.s.Region { // roles are an account's, and of a bed in another region nothing else is seen here
+				found = append(found, t)
+			}
 		}
 	}
 	return found, nil
@@ -122,23 +124,26 @@ func code(err error) string {
 	return ""
 }
 
+// importTask is the making of a snapshot of a file. EC2 shows it long after.
+const importTask = "import-snapshot-task"
+
 // Owners lists the marks of all beds of which something is there. What is kept after its bed makes no bed.
 func (a *awsCloud) Owners(ctx context.Context) ([]provision.Owner, error) {
 	found, err := a.things(ctx)
 	var owners []provision.Owner
 	for _, t := range found {
-		if o, _, ok := OwnerOf(t.tags); ok && t.tags[TagKeep] == "" && !slices.Contains(owners, o) {
+		if o, _, ok := OwnerOf(t.tags); ok && t.tags[TagKeep] == "" && t.kind != importTask && !slices.Contains(owners, o) {
 			owners = append(owners, o)
 		}
 	}
 	return owners, err
 }
 
-// Expires is when the time of the owner's bed is over; zero is never, or nothing of it is there.
+// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all: zero is never, or nothing of it is there.
 func (a *awsCloud) Expires(ctx context.Context, owner provision.Owner) (expires time.Time, err error) {
 	found, err := a.things(ctx)
 	for _, t := range found {
-		if o, at, _ := OwnerOf(t.tags); o == owner && at.After(expires) {
+		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && at.After(expires) {
 			expires = at
 		}
 	}
@@ -230,6 +235,7 @@ func (a *awsCloud) removers() []remover {
 			_, err := a.ec2.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: &id})
 			return err
 		}},
+		{importTask, a.removeImport},
 		{"network-interface", func(ctx context.Context, id string) error {
 			_, err := a.ec2.DeleteNetworkInterface(ctx, &ec2.DeleteNetworkInterfaceInput{NetworkInterfaceId: &id})
 			return err
@@ -274,6 +280,24 @@ func (a *awsCloud) removed(ctx context.Context, t thing, remove func(context.Con
 		case <-tick.C:
 		}
 	}
+}
+
+// removeImport ends an import that goes on, and removes what one has made whose maker was killed before it could mark that.
+func (a *awsCloud) removeImport(ctx context.Context, id string) error {
+	found, err := a.ec2.DescribeImportSnapshotTasks(ctx, &ec2.DescribeImportSnapshotTasksInput{ImportTaskIds: []string{id}})
+	if err != nil {
+		return err
+	}
+	for _, task := range found.ImportSnapshotTasks {
+		switch d := task.SnapshotTaskDetail; {
+		case d == nil || aws.ToString(task.ImportTaskId) != id:
+		case d.SnapshotId != nil:
+			_, err = a.ec2.DeleteSnapshot(ctx, &ec2.DeleteSnapshotInput{SnapshotId: d.SnapshotId})
+		case aws.ToString(d.Status) == "active":
+			_, err = a.ec2.CancelImportTask(ctx, &ec2.CancelImportTaskInput{ImportTaskId: &id})
+		}
+	}
+	return err
 }
 
 func (a *awsCloud) removeRoutes(ctx context.Context, id string) error {
@@ -354,24 +378,20 @@ func (a *awsCloud) removeRole(ctx context.Context, name string) error {
 	return err
 }
 
-// KeptImages are the machine images that were made of ours, with how many instances are of each.
+// KeptImages are the machine images that outlast their beds, with how many instances are of each, whosever they are.
 func (a *awsCloud) KeptImages(ctx context.Context) ([]provision.KeptImage, error) {
-	found, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"}, Filters: []types.Filter{filter("tag-key", TagDigest)}})
+	found, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{Owners: []string{"self"}, Filters: []types.Filter{filter("tag-key", TagKeep)}})
 	if err != nil {
 		return nil, fmt.Errorf("list machine images: %w", plainly(err))
-	}
-	live, err := a.instances(ctx, TagBed, "")
-	if err != nil {
-		return nil, err
 	}
 	var kept []provision.KeptImage
 	for _, i := range found.Images {
 		k := provision.KeptImage{ID: aws.ToString(i.ImageId), Name: aws.ToString(i.Name), Digest: tagsOf(i.Tags)[TagDigest]}
-		for _, m := range live {
-			if aws.ToString(m.ImageId) == k.ID {
-				k.Used++
-			}
+		of, err := a.filtered(ctx, filter("image-id", k.ID))
+		if err != nil {
+			return nil, err
 		}
+		k.Used = len(of)
 		kept = append(kept, k)
 	}
 	return kept, nil

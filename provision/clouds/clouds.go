@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"runtime"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -23,6 +23,16 @@ func Names() []string { return []string{"aws", "openstack"} }
 
 // Is tells whether the driver is a cloud.
 func Is(driver string) bool { return driver == "aws" || driver == "openstack" }
+
+// Named are the clouds that the environment names, with or without who one is there.
+func Named() (names []string) {
+	for _, cloud := range []struct{ name, one, other string }{{"aws", "AWS_REGION", "AWS_DEFAULT_REGION"}, {"openstack", "OS_CLOUD", "OS_AUTH_URL"}} {
+		if os.Getenv(cloud.one) != "" || os.Getenv(cloud.other) != "" {
+			names = append(names, cloud.name)
+		}
+	}
+	return names
+}
 
 // Info tells what machines of a cloud are.
 func Info(driver string) provision.Info {
@@ -51,6 +61,7 @@ const (
 	TagNode    = "bedfellow:node"    // of what is one node's
 	TagDigest  = "bedfellow:image"   // of a machine image: what it was made of
 	TagKeep    = "bedfellow:keep"    // of what outlasts its bed
+	TagRegion  = "bedfellow:region"  // of what is in none, such as a role
 )
 
 // RolePath is that of the IAM roles of beds.
@@ -174,24 +185,22 @@ func Check(spec bed.Spec) bed.Problems {
 	return problems
 }
 
-// CheckHost finds what keeps this host from baking the image that the bed's machines boot.
+// Image is what the configuration names of images that are there in the cloud; empty where the bed's own is sent.
+func Image(settings map[string]string) string { return settings["ami"] + settings["image"] }
+
+// CheckHost finds what keeps the image that the bed's machines boot from being baked.
 func CheckHost(spec bed.Spec) bed.Problems {
 	name, key := typeName(spec)
 	t, ok := typeOf(spec.Driver, name)
-	if !ok || t.Architecture == Architecture() || spec.Settings["ami"] != "" || spec.Settings["image"] != "" {
+	if !ok || t.Architecture == Architecture || Image(spec.Settings) != "" {
 		return nil
 	}
 	there := map[string]string{"aws": "aws.ami", "openstack": "openstack.image"}[spec.Driver]
 	return bed.Problems{{
-		Key: key, Value: name, Reason: "is a machine of architecture " + t.Architecture + ", and this host bakes images for " + Architecture(), Host: true,
-		Remedy: "bake on such a host, or name a machine image for " + t.Architecture + " that is there with -c " + there + "=…",
+		Key: key, Value: name, Reason: "is a machine of architecture " + t.Architecture + ", and disks are baked for " + Architecture + " only", Host: true,
+		Remedy: "name an image for " + t.Architecture + " that is there with -c " + there + "=…, or choose a type of the other",
 	}}
 }
 
-// Architecture is what our images are for: the host's that bakes them.
-func Architecture() string {
-	if runtime.GOARCH == "arm64" {
-		return "arm64"
-	}
-	return "x86_64"
-}
+// Architecture is what our disks are baked for, as AWS calls it.
+const Architecture = "x86_64"

@@ -4,11 +4,13 @@ package clouds
 
 import (
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 )
+
+// Built tells whether this build can ask clouds.
+const Built = true
 
 // Open returns the named cloud as the settings say, the values of its keys without its name. They need not be of a bed, but must say where.
 // Nobody is asked anything yet.
@@ -26,14 +28,4 @@ func Open(name string, settings map[string]string) (Cloud, error) {
 		return openOpenStack(s)
 	}
 	return nil, fmt.Errorf("there is no cloud %q; there is %v", name, Names())
-}
-
-// Reachable are the clouds that the environment names.
-func Reachable() (names []string) {
-	for name, variables := range map[string][]string{"aws": {"AWS_REGION", "AWS_DEFAULT_REGION"}, "openstack": {"OS_CLOUD", "OS_AUTH_URL"}} {
-		if os.Getenv(variables[0]) != "" || os.Getenv(variables[1]) != "" {
-			names = append(names, name)
-		}
-	}
-	return names
 }

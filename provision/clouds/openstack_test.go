@@ -173,7 +173,7 @@ func TestOpenStackOwnersAndExpires(t *testing.T) {
 	assert.Zero(t, at)
 }
 
-func TestOpenStackListAndDelete(t *testing.T) {
+func TestOpenStackList(t *testing.T) {
 	hurried(t, time.Minute)
 	f := newFakeOpenStack(t)
 	f.bed(Tags(ours, expires), "our", 3, false)
@@ -192,11 +192,6 @@ func TestOpenStackListAndDelete(t *testing.T) {
 	list, err = c.List(t.Context(), "")
 	require.NoError(t, err)
 	assert.Len(t, list, 4)
-
-	require.NoError(t, c.Delete(t.Context(), "u2204-03"))
-	require.NoError(t, c.Delete(t.Context(), "u2204-03"), "what is not there is no error")
-	assert.NotContains(t, f.ids(), "our-server2")
-	assert.Len(t, of(f.ids(), "our-server"), 4, "the others, and their volumes")
 }
 
 func TestOpenStackCheck(t *testing.T) {

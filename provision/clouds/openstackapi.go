@@ -315,20 +315,3 @@ func addressesOf(s servers.Server) (floating, fixed string) {
 	}
 	return floating, fixed
 }
-
-// Delete ends the servers that are the node.
-func (o *openStackCloud) Delete(ctx context.Context, name string) error {
-	in, err := o.login(ctx)
-	if err != nil {
-		return err
-	}
-	found, err := in.servers(ctx, TagNode, name)
-	if err != nil {
-		return err
-	}
-	var things []thing
-	for _, s := range found {
-		things = append(things, thing{kind: kindServer, id: s.ID, tags: s.Metadata})
-	}
-	return in.end(ctx, things)
-}

@@ -119,7 +119,7 @@ func (o *openStackCloud) Owners(ctx context.Context) ([]provision.Owner, error) 
 	return owners, err
 }
 
-// Expires is when the time of the owner's bed is over; zero is never, or nothing of it is there.
+// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all: zero is never, or nothing of it is there.
 func (o *openStackCloud) Expires(ctx context.Context, owner provision.Owner) (expires time.Time, err error) {
 	in, err := o.login(ctx)
 	if err != nil {
@@ -127,7 +127,7 @@ func (o *openStackCloud) Expires(ctx context.Context, owner provision.Owner) (ex
 	}
 	found, err := in.things(ctx)
 	for _, t := range found {
-		if o, at, _ := OwnerOf(t.tags); o == owner && at.After(expires) {
+		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && at.After(expires) {
 			expires = at
 		}
 	}
@@ -321,7 +321,7 @@ func (in *openStack) removeVolume(ctx context.Context, id string) error {
 	return err
 }
 
-// KeptImages are the images that were made of ours, with how many servers are of each, on a disk of their own or on a volume.
+// KeptImages are the images that outlast their beds, with how many servers are of each, on a disk of their own or on a volume.
 func (o *openStackCloud) KeptImages(ctx context.Context) ([]provision.KeptImage, error) {
 	in, err := o.login(ctx)
 	if err != nil {
@@ -337,8 +337,8 @@ func (o *openStackCloud) KeptImages(ctx context.Context) ([]provision.KeptImage,
 	}
 	var kept []provision.KeptImage
 	for _, i := range found {
-		if digest := pairs(i.Tags)[TagDigest]; digest != "" {
-			kept = append(kept, provision.KeptImage{ID: i.ID, Name: i.Name, Digest: digest, Used: used[i.ID]})
+		if tags := pairs(i.Tags); tags[TagKeep] != "" {
+			kept = append(kept, provision.KeptImage{ID: i.ID, Name: i.Name, Digest: tags[TagDigest], Used: used[i.ID]})
 		}
 	}
 	return kept, nil

@@ -408,14 +408,18 @@ func (r *Pool) Delete(ctx context.Context, req infer.DeleteRequest[PoolState]) (
 
 // Clear removes every machine of the owner's bed and what they shared. A bed of another state is not touched: that is a
 // *provision.ForeignError.
-func Clear(ctx context.Context, d provision.Beds, owner provision.Owner) error {
-	all, err := d.List(ctx, owner.Bed)
-	if err != nil {
-		return err
+func Clear(ctx context.Context, b provision.Beds, owner provision.Owner) error {
+	d, byName := b.(provision.Driver) // a cloud may have machines of one name in several hands, and removes by the mark alone
+	var all []provision.Status
+	if byName {
+		var err error
+		if all, err = d.List(ctx, owner.Bed); err != nil {
+			return err
+		}
 	}
 	if len(all) > 0 {
 		step := progress.Start(ctx, "remove machines of %s", owner.Bed)
-		err = remote.Each(ctx, all, d.Info().Concurrency, func(ctx context.Context, _ int, st provision.Status) error {
+		err := remote.Each(ctx, all, d.Info().Concurrency, func(ctx context.Context, _ int, st provision.Status) error {
 			if st.Owner.State != "" && !st.Owner.Same(owner) {
 				return &provision.ForeignError{Have: st.Owner, Want: owner}
 			}
@@ -426,7 +430,7 @@ func Clear(ctx context.Context, d provision.Beds, owner provision.Owner) error {
 			return err
 		}
 	}
-	if sweeper, ok := d.(provision.Sweeper); ok {
+	if sweeper, ok := b.(provision.Sweeper); ok {
 		return sweeper.Sweep(ctx, owner)
 	}
 	return nil

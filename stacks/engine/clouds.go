@@ -10,6 +10,7 @@ import (
 	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/provision/drivers"
 	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks"
 )
 
 // OpenBeds opens a driver, or a cloud as the environment names it.
@@ -54,5 +55,5 @@ func (w *Workspace) clearCloud(ctx context.Context, spec bed.Spec) error {
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("look for it in the cloud: %w", err)
 	}
-	return provider.ClearState(ctx, c, w.OwnerState())
+	return provider.ClearState(ctx, c, stacks.CloudState(w.OwnerState()))
 }

@@ -237,6 +237,12 @@ func (w *Workspace) halfMade(ctx context.Context, s *session) (Standing, error) 
 		return Standing{}, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
 	}
 	for _, r := range deployment.Resources {
+		if strings.HasSuffix(r.Type, "Machines") { // of a cloud
+			return Standing{}, bed.Problems{{
+				Key: "stack", Value: w.Stack, Reason: "its bed is half made, stands in the cloud, and costs", Host: true,
+				Remedy: "`bed up -s " + w.Stack + "` finishes it, `bed destroy -s " + w.Stack + "` removes it; who must look at it first finds its addresses in `pulumi stack export`",
+			}}
+		}
 		if r.Type != "bedfellow:index:Pool" {
 			continue
 		}

@@ -83,7 +83,7 @@ func (w *Workspace) reader(ctx context.Context, inv bed.Inventory) (func(ctx con
 	list, err := c.List(ctx, inv.Bed)
 	return func(_ context.Context, name string) (provision.Status, error) {
 		for _, st := range list {
-			if st.Name != name {
+			if st.Name != name || st.Owner.ID != inv.ID {
 				continue
 			}
 			// It need not know which of a machine's addresses leads to it from here.

@@ -110,7 +110,7 @@ func Knows(root, state string) bool {
 	configs, _ := filepath.Glob(filepath.Join(root, ".bed", "config", "Pulumi.*.yaml"))
 	for _, path := range configs {
 		stack := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "Pulumi."), ".yaml")
-		if (&Workspace{Root: root, Stack: stack}).OwnerState() == state {
+		if own := (&Workspace{Root: root, Stack: stack}).OwnerState(); state == own || state == stacks.CloudState(own) {
 			return true
 		}
 	}
