@@ -37,9 +37,24 @@ func newRented(name string, args BedArgs, k *keys, img *image) rented {
 		if err != nil {
 			return nil, fmt.Errorf("bed %s: %w", args.Name, err)
 		}
-		return clouds.Tags(provision.Owner{Bed: args.Name, ID: v[0].(string), State: args.State}, expires), nil
+		return mark(provision.Owner{Bed: args.Name, ID: v[0].(string), State: args.State}, expires)
 	}).(pulumi.StringMapOutput)
 	return r
+}
+
+// maxTag is what the clouds take of a tag, its key included.
+const maxTag = 255
+
+// mark is the owner's, or an error before anything is made where the clouds would not take it.
+func mark(owner provision.Owner, expires time.Time) (map[string]string, error) {
+	tags := clouds.Tags(owner, expires)
+	for key, value := range tags {
+		if len(key)+len("=")+len(value) > maxTag {
+			return nil, fmt.Errorf("bed %s: the address of its state, %s, is too long for a tag, and nothing could be found by it; keep the state at a shorter one, "+
+				"with the clone in a folder higher up, or by PULUMI_BACKEND_URL", owner.Bed, owner.State)
+		}
+	}
+	return tags, nil
 }
 
 // expiry is when a bed that was made then and may live for ttl is to be gone.

@@ -5,12 +5,15 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/clouds"
 	"github.com/bedfellow/bedfellow/stacks"
 )
 
@@ -48,6 +51,18 @@ func TestTheStateOfACloudsBedSaysWhoseFileItIs(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "file://"+host+"/root/.bed/state#aws", stacks.CloudState("file:///root/.bed/state#aws"))
 	assert.Equal(t, "s3://states#aws", stacks.CloudState("s3://states#aws"))
+}
+
+func TestAMarkThatNoCloudTakesIsRefused(t *testing.T) {
+	owner := provision.Owner{Bed: "b", ID: "0123456789abcdef", State: "file://host/" + strings.Repeat("a", 200) + "#aws"}
+	tags, err := stacks.Mark(owner, time.Time{})
+	require.NoError(t, err)
+	found, _, _ := clouds.OwnerOf(tags)
+	assert.Equal(t, owner, found)
+	owner.State = "file://host/" + strings.Repeat("/a", 100) + "#aws" // each / is three letters there
+	_, err = stacks.Mark(owner, time.Time{})
+	assert.ErrorContains(t, err, "too long for a tag")
+	assert.ErrorContains(t, err, "PULUMI_BACKEND_URL")
 }
 
 func TestExpiry(t *testing.T) {

@@ -4,4 +4,5 @@ package stacks
 var (
 	SSHSource = sshSource
 	Expiry    = expiry
+	Mark      = mark
 )
