@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -47,6 +48,23 @@ func checkCloud(ctx context.Context, spec bed.Spec) (provision.Beds, bed.Problem
 		problems = c.Fit(ctx, spec)
 	}
 	return c, problems
+}
+
+// asPool writes what a state has of a bed in a cloud as it has a Pool's.
+func asPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, error) {
+	var k struct{ BedID, UserPrivateKey, HostPublicKeys json.RawMessage }
+	var m struct{ Machines json.RawMessage }
+	if err := errors.Join(json.Unmarshal(keys, &k), json.Unmarshal(machines, &m)); err != nil {
+		return nil, err
+	}
+	var nodes []map[string]any
+	for _, n := range spec.Nodes() {
+		nodes = append(nodes, map[string]any{"name": n.Name, "role": n.Role, "cpus": n.CPUs, "memoryMiB": n.Memory / bed.MiB})
+	}
+	return json.Marshal(map[string]any{
+		"driver": spec.Driver, "user": stacks.User, "owner": map[string]any{"bed": spec.Name, "id": k.BedID},
+		"userPrivateKey": k.UserPrivateKey, "hostPublicKeys": k.HostPublicKeys, "nodes": nodes, "machines": m.Machines,
+	})
 }
 
 // clearCloud removes what bears this stack's mark in its cloud.

@@ -236,17 +236,23 @@ func (w *Workspace) halfMade(ctx context.Context, s *session) (Standing, error) 
 	if err := json.Unmarshal(exported.Deployment, &deployment); err != nil {
 		return Standing{}, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
 	}
-	for _, r := range deployment.Resources {
-		if strings.HasSuffix(r.Type, "Machines") { // of a cloud
-			return Standing{}, bed.Problems{{
-				Key: "stack", Value: w.Stack, Reason: "its bed is half made, stands in the cloud, and costs", Host: true,
-				Remedy: "`bed up -s " + w.Stack + "` finishes it, `bed destroy -s " + w.Stack + "` removes it; who must look at it first finds its addresses in `pulumi stack export`",
-			}}
-		}
-		if r.Type != "bedfellow:index:Pool" {
+	var keys json.RawMessage
+	for _, r := range deployment.Resources { // what is made of something comes after it
+		outputs := r.Outputs
+		switch r.Type {
+		case "bedfellow:index:Keys":
+			keys = r.Outputs
+			continue
+		case "bedfellow:index:Pool":
+		case "bedfellow:index:AwsMachines", "bedfellow:index:OpenStackMachines":
+			spec, _ := stacks.Parse(w.Stack, w.values)
+			if outputs, err = asPool(spec, keys, r.Outputs); err != nil {
+				return Standing{}, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
+			}
+		default:
 			continue
 		}
-		inventory, key, err := provider.Standing(r.Outputs)
+		inventory, key, err := provider.Standing(outputs)
 		if err != nil {
 			return Standing{}, fmt.Errorf("the machines in the state of stack %s: %w; `bed up -s %s` records them anew", w.Stack, err, w.Stack)
 		}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
@@ -16,4 +17,8 @@ func WriteConfig(w *Workspace, path string) error { return w.writeConfig(path, t
 
 func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	return kubernetesProblems(spec, on)
+}
+
+func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, error) {
+	return asPool(spec, keys, machines)
 }
