@@ -23,6 +23,7 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
 	defer cancel()
 	var uncertain *uncertainError
+	var last error // with all that the engine has said, uncertain or not
 	for pause := c.timing.pause; ctx.Err() == nil; pause = min(2*pause, c.timing.most) {
 		answer, err := c.post(ctx, path, body)
 		if err == nil {
@@ -32,9 +33,12 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 		if refused && uncertain == nil {
 			return "", err
 		}
+		if last = err; refused {
+			last = errors.Join(uncertain, err)
+		}
 		// What was made by a request whose answer was lost may be there now, or soon, and is refused the second time.
 		if !sleep(ctx, pause) {
-			return "", errors.Join(context.Cause(ctx), uncertain)
+			return "", errors.Join(context.Cause(ctx), last)
 		}
 		id, errLook := look(ctx)
 		if errLook != nil || id != "" {
@@ -44,10 +48,7 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 			return "", err
 		}
 	}
-	if uncertain != nil {
-		return "", errors.Join(context.Cause(ctx), uncertain)
-	}
-	return "", context.Cause(ctx)
+	return "", errors.Join(context.Cause(ctx), last)
 }
 
 // post is a call that the context's end does not cut short.

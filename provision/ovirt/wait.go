@@ -42,19 +42,25 @@ func (d *Driver) boot(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 				}
 			}
 		}
-		if !sleep(ctx, next()) {
+		late := func() error {
 			at := "and its guest agent has told no address"
 			if st.Address != "" {
 				at = "and no sshd with its key answers at " + st.Address
 			}
 			if deaf != nil {
-				return st, fmt.Errorf("%w (the engine says that it is %s, %s: %w)", context.Cause(ctx), said, at, deaf)
+				return fmt.Errorf("%w (the engine says that it is %s, %s: %w)", context.Cause(ctx), said, at, deaf)
 			}
-			return st, fmt.Errorf("%w (the engine says that it is %s, %s)", context.Cause(ctx), said, at)
+			return fmt.Errorf("%w (the engine says that it is %s, %s)", context.Cause(ctx), said, at)
+		}
+		if !sleep(ctx, next()) {
+			return st, late()
 		}
 		now, _, err := d.look(ctx, c, id)
 		if err == nil && now == nil {
 			err = errors.New("somebody has removed its VM meanwhile")
+		}
+		if err != nil && ctx.Err() != nil { // the time ended in the middle of a look
+			return st, late()
 		}
 		if err != nil {
 			return st, err
