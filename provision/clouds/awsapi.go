@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ec2/types"
@@ -35,13 +36,13 @@ type awsCloud struct {
 	quotas *servicequotas.Client
 }
 
-// awsTimeout is for one question; what takes longer has its own.
+// awsTimeout is for one question; waits for what takes longer have their own.
 const awsTimeout = time.Minute
 
 func openAWS(s AWS) (*awsCloud, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), awsTimeout)
 	defer cancel()
-	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(s.Region))
+	c, err := config.LoadDefaultConfig(ctx, config.WithRegion(s.Region), config.WithHTTPClient(http.NewBuildableClient().WithTimeout(awsTimeout)))
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration of AWS: %w", err)
 	}
@@ -198,12 +199,12 @@ func tagsOf(list []types.Tag) map[string]string {
 	return tags
 }
 
-// instances are those with the tag, of any value where none is given, that are not gone.
-func (a *awsCloud) instances(ctx context.Context, tag, value string) ([]types.Instance, error) {
-	if value != "" {
-		return a.filtered(ctx, filter("tag:"+tag, value))
+// instances are a bed's, or all beds' where none is named, that are not gone.
+func (a *awsCloud) instances(ctx context.Context, bedName string) ([]types.Instance, error) {
+	if bedName != "" {
+		return a.filtered(ctx, filter("tag:"+TagBed, bedName))
 	}
-	return a.filtered(ctx, filter("tag-key", tag))
+	return a.filtered(ctx, filter("tag-key", TagBed))
 }
 
 func (a *awsCloud) filtered(ctx context.Context, mark types.Filter) (found []types.Instance, err error) {
@@ -224,7 +225,7 @@ func (a *awsCloud) filtered(ctx context.Context, mark types.Filter) (found []typ
 
 // List shows the instances that are a bed's nodes.
 func (a *awsCloud) List(ctx context.Context, owner string) ([]provision.Status, error) {
-	found, err := a.instances(ctx, TagBed, owner)
+	found, err := a.instances(ctx, owner)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (a *awsCloud) things(ctx context.Context) ([]thing, error) {
 			found[i].tags[aws.ToString(t.Key)] = aws.ToString(t.Value)
 		}
 	}
-	live, err := a.instances(ctx, TagBed, "")
+	live, err := a.instances(ctx, "")
 	if err != nil {
 		return nil, err
 	}
