@@ -23,11 +23,7 @@ func TestKubernetes(t *testing.T) {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e STACK=lima-ci` has them")
 	}
 	p := newPlace(t, "kubernetes", *stackFlag, "e2e-k8s")
-	module, err := filepath.Abs("../images/kubernetes")
-	require.NoError(t, err)
-	require.NoError(t, os.MkdirAll(filepath.Join(p.dir, "images"), 0o755))
-	_ = os.Remove(filepath.Join(p.dir, "images/kubernetes"))
-	require.NoError(t, os.Symlink(module, filepath.Join(p.dir, "images/kubernetes")))
+	p.bundled(t)
 	before := census(t)
 	t.Cleanup(func() {
 		p.ok(t, "destroy", "-s", p.stack)
@@ -53,7 +49,7 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside}, {"faults", p.workflowFaults}, {"endings", p.endings}, {"two users", p.twoUsers},
+		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
@@ -62,6 +58,15 @@ func TestKubernetes(t *testing.T) {
 			s.run(t)
 		})
 	}
+}
+
+// bundled gives the place what the offline bundle is built from.
+func (p place) bundled(t *testing.T) {
+	module, err := filepath.Abs("../images/kubernetes")
+	require.NoError(t, err)
+	require.NoError(t, os.MkdirAll(filepath.Join(p.dir, "images"), 0o755))
+	_ = os.Remove(filepath.Join(p.dir, "images/kubernetes"))
+	require.NoError(t, os.Symlink(module, filepath.Join(p.dir, "images/kubernetes")))
 }
 
 func (p place) kubernetesSelftest(t *testing.T) {

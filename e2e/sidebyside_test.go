@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,11 +13,49 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/scenarios/sidebyside"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
+
+// TestSideBySide: the talk's third model on nodes that have no Kubernetes but those that jobs bring up, two of them to a job, and Flux where there
+// is one to be had.
+func TestSideBySide(t *testing.T) {
+	if !strings.HasPrefix(*stackFlag, "lima") {
+		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
+	}
+	if !*fullFlag {
+		t.Skip("CI has time for such jobs on one emulated machine, where TestKubernetes has them; `make e2e-full STACK=lima-ci` has them on two")
+	}
+	p := newPlace(t, "sidebyside", *stackFlag, "e2e-side")
+	p.bundled(t)
+	before := census(t)
+	t.Cleanup(func() {
+		p.ok(t, "destroy", "-s", p.stack)
+		same(t, before)
+	})
+	settings := []string{"nodes=3", "cpus=2", "memory=4GiB", "kubernetes=" + bed.JobsKubernetes}
+	if artifact := os.Getenv(images.FluxEnv); artifact != "" {
+		settings = append(settings, "workloadManager=flux", "flux="+artifact)
+	} else {
+		t.Logf("%s names no artifact of Flux, and so these are Slurm's jobs", images.FluxEnv)
+	}
+	inv, _ := p.up(t, settings...)
+	require.Len(t, inv.Compute(), 2)
+	p.fails(t, 2, []string{"run", "kubernetes-selftest", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
+	p.fails(t, 2, []string{"kubeconfig", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
+	t.Run("again", p.again)
+	t.Run("workflow", p.workflow)
+	t.Run("faults", p.workflowFaults)
+	t.Run("endings", p.endings)
+	t.Run("node gone", p.nodeGone)
+	t.Run("two users", p.twoUsers)
+	for i := range inv.Nodes {
+		assert.Empty(t, p.must(t, inv, i, "usernetes instances"), "node %s", inv.Nodes[i].Name)
+	}
+}
 
 // workflow: a batch job brings a Kubernetes of its own up, has its service learn from simulations on the same nodes and predict others, and takes
 // all of it down. The scenario itself holds what the service says it has learned against what was simulated, and looks whether anything is left.
@@ -80,6 +119,31 @@ func (p place) workflowFaults(t *testing.T) {
 			require.Zero(t, c.code, "%s", c)
 		})
 	}
+}
+
+// nodeGone: a machine is gone in the middle of a job. The run says which, those that are left have nothing of the job any more, and what the machine
+// itself had is taken down by the next job on it.
+func (p place) nodeGone(t *testing.T) {
+	inv := p.inventory(t)
+	gone := inv.Compute()[1].Name
+	run := p.start(t, nil, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "simulations=100", "--param", "limit=2h")
+	eventually(t, "a simulation", p.patience(15*time.Minute), func() error {
+		if c := run.sofar(-1); !strings.Contains(c.stderr, "1 of 100 simulations") {
+			return errors.New("there is none yet")
+		}
+		return nil
+	})
+	p.limactl(t, "stop", "-f", gone)
+	c := run.wait(t)
+	require.NotZero(t, c.code, "%s", c)
+	assert.Contains(t, c.stderr, gone)
+	for i, n := range inv.Nodes {
+		if n.Name != gone {
+			assert.Empty(t, p.must(t, inv, i, "usernetes instances"), "node %s", n.Name)
+		}
+	}
+	p.up(t)
+	p.ends(t, sidebyside.Completed, "")
 }
 
 // shared: jobs that share a node run on it at once. Each waits for the other.

@@ -9,6 +9,8 @@
 //	bake.yml       puts what is the same on every node into an image, over a chroot connection, without starting anything
 //	configure.yml  sets what differs by node or bed, over ssh as the bed's user
 //
+// Role usernetes goes on by cluster.yml where the bed has a Kubernetes of its own, and by jobs.yml where only its jobs have.
+//
 // What only configure.yml reads is in templates/, vars/ and library/; a change there asks for no new image. What only build.yml reads is
 // in vars/build.yml and files/build/.
 package playbooks

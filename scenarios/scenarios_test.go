@@ -147,9 +147,11 @@ func TestLAMMPSRestoresKubernetes(t *testing.T) {
 		require.Equal(t, 2, strings.Count(afterwards, n.Name+" down\n"), "before the second repetition on bare nodes, and when all is over")
 		require.Equal(t, 2, strings.Count(afterwards, n.Name+" up\n"))
 	}
-	o.Inventory.Kubernetes = ""
-	_, _, err = Run(t.Context(), o)
-	require.ErrorContains(t, err, "-c kubernetes=usernetes asks for")
+	for _, kind := range []string{"", bed.JobsKubernetes} {
+		o.Inventory.Kubernetes = kind
+		_, _, err = Run(t.Context(), o)
+		require.ErrorContains(t, err, "-c kubernetes=usernetes asks for", kind)
+	}
 }
 
 func TestRunGoesOnAfterAFailedRepetition(t *testing.T) {

@@ -1,6 +1,7 @@
 package stacks
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/pulumi/pulumi-go-provider/infer"
@@ -26,6 +27,7 @@ type BedArgs struct {
 	FluxSettings      *bed.FluxSettings      `pulumi:"fluxSettings,optional"`
 	Kubernetes        string                 `pulumi:"kubernetes,optional"`
 	KubernetesNetwork *bed.KubernetesNetwork `pulumi:"kubernetesNetwork,optional"`
+	KubernetesFor     string                 `pulumi:"kubernetesFor,optional"`
 	Network           string                 `pulumi:"network"`
 	Slow              bool                   `pulumi:"slow,optional"`
 	TTL               string                 `pulumi:"ttl,optional"`
@@ -73,6 +75,7 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.FluxSettings, "Quorum and policies of the Flux system instance.")
 	a.Describe(&b.Kubernetes, "What Kubernetes comes from: the Go module that it is built from, a directory, or pinned for the lock's container images; empty is a bed without Kubernetes.")
 	a.Describe(&b.KubernetesNetwork, "Driver and MTU of the network of Kubernetes' nodes; none is slirp4netns with the most that there can be.")
+	a.Describe(&b.KubernetesFor, "Whose clusters there are: usernetes, one of the bed's own, unless it is said; or jobs, those that jobs bring up.")
 	a.Describe(&b.Network, "isolated, or outbound for a route out of the bed.")
 	a.Describe(&b.Slow, "Emulated machines: every time-out is longer.")
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
@@ -209,7 +212,7 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		if args.KubernetesNetwork != nil {
 			network = *args.KubernetesNetwork
 		}
-		inv.Kubernetes, inv.KubernetesNetwork = "usernetes", &network
+		inv.Kubernetes, inv.KubernetesNetwork = cmp.Or(args.KubernetesFor, bed.OwnKubernetes), &network
 	}
 	found := map[string]map[string]any{}
 	for _, machine := range machines {

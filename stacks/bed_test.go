@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/stacks"
 )
@@ -64,6 +65,17 @@ func runProgram(t *testing.T, values map[string]string) (*fakeEngine, error) {
 	t.Setenv(pulumi.EnvConfig, string(text))
 	engine := &fakeEngine{made: map[string]resource.PropertyMap{}, by: map[string]string{}}
 	return engine, pulumi.RunErr(stacks.ProgramIn("file:///state"), pulumi.WithMocks("bedfellow", "quickstart", engine))
+}
+
+// A bed has a Kubernetes of its own, or what jobs bring up theirs with: on the same image.
+func TestKinds(t *testing.T) {
+	t.Setenv(images.KubernetesEnv, images.KubernetesPinned)
+	for _, kind := range bed.KubernetesKinds() {
+		e, err := runProgram(t, map[string]string{"driver": "lima", "image": "debian-13", "kubernetes": kind, "memory": "2GiB"})
+		require.NoError(t, err)
+		assert.Equal(t, images.KubernetesPinned, e.made["bedfellow:index:Image"]["kubernetes"].StringValue())
+		assert.Equal(t, kind, e.made["bedfellow:index:Configuration"]["inventory"].ObjectValue()["kubernetes"].StringValue())
+	}
 }
 
 func (e *fakeEngine) types() []string {

@@ -23,7 +23,7 @@ const Namespace = "bedfellow"
 
 // Known is what this build offers to a configuration.
 func Known() bed.Known {
-	known := bed.Known{Drivers: slices.Concat(drivers.Names(), clouds.Names()), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: []string{"none", "usernetes"}}
+	known := bed.Known{Drivers: slices.Concat(drivers.Names(), clouds.Names()), WorkloadManagers: []string{"slurm", "flux"}, Kubernetes: append([]string{"none"}, bed.KubernetesKinds()...)}
 	for _, d := range images.Definitions() {
 		known.Images = append(known.Images, d.Name)
 	}
@@ -111,8 +111,8 @@ func Args(s bed.Spec, state string) BedArgs {
 			args.FluxSettings = &s.FluxSettings
 		}
 	}
-	if s.Kubernetes == "usernetes" {
-		args.Kubernetes, args.KubernetesNetwork = KubernetesSource(), &s.KubernetesNetwork
+	if s.Kubernetes != "none" {
+		args.Kubernetes, args.KubernetesNetwork, args.KubernetesFor = KubernetesSource(), &s.KubernetesNetwork, s.Kubernetes
 	}
 	if s.TTL > 0 {
 		args.TTL = s.TTL.String()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -41,8 +42,8 @@ func (a *app) kubeconfig() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if s.Inventory.Kubernetes == "" {
-				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what was asked for: bed " + s.Inventory.Bed + " has no Kubernetes to reach", Remedy: "make it with: bed up -s " + w.Stack + " -c kubernetes=usernetes"}}
+			if kind := s.Inventory.Kubernetes; kind != bed.OwnKubernetes {
+				return bed.Problems{{Key: "kubernetes", Value: cmp.Or(kind, "none"), Host: true, Reason: "is what was asked for: bed " + s.Inventory.Bed + " has no Kubernetes of its own to reach", Remedy: "make it with: bed up -s " + w.Stack + " -c kubernetes=usernetes"}}
 			}
 			signer, err := gossh.ParsePrivateKey(s.PrivateKey)
 			if err != nil {

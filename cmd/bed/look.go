@@ -126,7 +126,7 @@ func writeLima(w *engine.Workspace, s engine.Standing) error {
 	if spec.WorkloadManager == "flux" {
 		request.Flux = stacks.FluxOf(spec.Flux)
 	}
-	if spec.Kubernetes == "usernetes" {
+	if spec.Kubernetes != "none" {
 		request.Kubernetes = stacks.KubernetesSource()
 	}
 	img, kept, err := store.Get(context.Background(), request)

@@ -21,7 +21,7 @@ type Spec struct {
 	Driver            string            // who makes the machines: nspawn, lima, ovirt, sim, or the cloud aws or openstack
 	Image             string            // what is on their disks: debian-12
 	WorkloadManager   string            // slurm, flux
-	Kubernetes        string            // none, usernetes
+	Kubernetes        string            // none, or what KubernetesKinds lists
 	KubernetesNetwork KubernetesNetwork // zero without Kubernetes
 	Network           string            // isolated, or outbound for a route out of the bed
 	Profile           string            // normal, or slow for emulated machines: every time-out is longer
@@ -48,6 +48,15 @@ func (n KubernetesNetwork) String() string { return fmt.Sprintf("%s, MTU %d", n.
 func DefaultKubernetesNetwork() KubernetesNetwork {
 	return KubernetesNetwork{Driver: "slirp4netns", MTU: maxKubernetesMTU}
 }
+
+// What of Kubernetes there is on a bed's nodes: a cluster of its own, or only what its jobs bring up theirs with.
+const (
+	OwnKubernetes  = "usernetes"
+	JobsKubernetes = "jobs"
+)
+
+// KubernetesKinds are what a bed can have of it.
+func KubernetesKinds() []string { return []string{OwnKubernetes, JobsKubernetes} }
 
 // KubernetesNetworkDrivers are those of RootlessKit by which VXLAN passes.
 func KubernetesNetworkDrivers() []string { return []string{"slirp4netns", "pasta"} }

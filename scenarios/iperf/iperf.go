@@ -78,8 +78,8 @@ func nodesFit(inv bed.Inventory, _ scenario.Values, value string) error {
 }
 
 func podsFit(inv bed.Inventory, _ scenario.Values, value string) error {
-	if value == "pods" && inv.Kubernetes == "" {
-		return fmt.Errorf("bed %s has no Kubernetes, which -c kubernetes=usernetes asks for", inv.Bed)
+	if value == "pods" && inv.Kubernetes != bed.OwnKubernetes {
+		return fmt.Errorf("bed %s has no Kubernetes of its own, which -c kubernetes=usernetes asks for", inv.Bed)
 	}
 	return nil
 }

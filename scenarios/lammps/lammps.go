@@ -53,7 +53,7 @@ func Scenario() scenario.Scenario {
 			{Name: "limit", Doc: "of the time of each repetition", Default: "10m", Check: scenario.Length},
 			{Name: "usernetes", Doc: "what Kubernetes does meanwhile, which has no pods of ours: up, down, or both in turn", Default: "as the bed has it", Check: scenario.OneOf("up", "down", "both"),
 				Derive: func(inv bed.Inventory, _ scenario.Values) string {
-					if inv.Kubernetes != "" {
+					if inv.Kubernetes == bed.OwnKubernetes {
 						return "up"
 					}
 					return "down"
@@ -65,8 +65,8 @@ func Scenario() scenario.Scenario {
 }
 
 func usernetesFits(inv bed.Inventory, _ scenario.Values, value string) error {
-	if value != "down" && inv.Kubernetes == "" {
-		return fmt.Errorf("bed %s has no Kubernetes, which -c kubernetes=usernetes asks for", inv.Bed)
+	if value != "down" && inv.Kubernetes != bed.OwnKubernetes {
+		return fmt.Errorf("bed %s has no Kubernetes of its own, which -c kubernetes=usernetes asks for", inv.Bed)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 )
 
@@ -34,7 +35,7 @@ const (
 // NewKubernetes takes the bed's as it is.
 func NewKubernetes(env *Env) *Kubernetes {
 	k := &Kubernetes{Env: env}
-	if env.Inventory.Kubernetes != "" {
+	if env.Inventory.Kubernetes == bed.OwnKubernetes {
 		for _, n := range env.Inventory.Nodes {
 			k.nodes = append(k.nodes, n.Name)
 		}

@@ -1,6 +1,7 @@
 package selftest
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -39,8 +40,8 @@ func KubernetesScenario() scenario.Scenario {
 		},
 		Repeats: 1, Table: table,
 		Run: func(ctx context.Context, env *scenario.Env) error {
-			if env.Inventory.Kubernetes == "" {
-				return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what was asked for: bed " + env.Inventory.Bed + " has no Kubernetes to look at",
+			if kind := env.Inventory.Kubernetes; kind != bed.OwnKubernetes {
+				return bed.Problems{{Key: "kubernetes", Value: cmp.Or(kind, "none"), Host: true, Reason: "is what was asked for: bed " + env.Inventory.Bed + " has no Kubernetes of its own to look at",
 					Remedy: "bring the bed up with -c kubernetes=usernetes"}}
 			}
 			for r := range env.Repeats {

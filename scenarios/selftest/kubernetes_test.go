@@ -77,10 +77,12 @@ func TestKubernetesSelftestFails(t *testing.T) {
 	assert.ErrorContains(t, err, "syntax error")
 
 	_, o = kubernetesBed(t, allIsWell, rootless)
-	o.Inventory.Kubernetes = ""
-	_, _, err = scenarios.Run(t.Context(), o)
-	var problems bed.Problems
-	require.ErrorAs(t, err, &problems)
-	assert.Equal(t, 3, problems.ExitCode())
-	assert.ErrorContains(t, err, "-c kubernetes=usernetes")
+	for _, kind := range []string{"", bed.JobsKubernetes} {
+		o.Inventory.Kubernetes = kind
+		_, _, err = scenarios.Run(t.Context(), o)
+		var problems bed.Problems
+		require.ErrorAs(t, err, &problems, kind)
+		assert.Equal(t, 3, problems.ExitCode())
+		assert.ErrorContains(t, err, "-c kubernetes=usernetes")
+	}
 }

@@ -346,7 +346,7 @@ func (j Job) read(ctx context.Context, env *scenario.Env, r *Ran, dir string, to
 func Needs(inv bed.Inventory) error {
 	if inv.Kubernetes == "" {
 		return bed.Problems{{Key: "kubernetes", Value: "none", Host: true, Reason: "is what was asked for: nodes of bed " + inv.Bed + " have nothing to run a Kubernetes of a job's own with",
-			Remedy: "bring the bed up with -c kubernetes=usernetes"}}
+			Remedy: "bring the bed up with -c kubernetes=usernetes, or -c kubernetes=jobs for jobs' alone"}}
 	}
 	return nil
 }

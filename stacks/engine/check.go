@@ -43,7 +43,7 @@ func (w *Workspace) Check(ctx context.Context) (spec bed.Spec, err error) {
 			problems = append(problems, bed.Problem{Key: "flux", Value: spec.Flux, Reason: err.Error(), Remedy: images.FluxHelp, Host: true})
 		}
 	}
-	if spec.Kubernetes == "usernetes" {
+	if spec.Kubernetes != "none" {
 		problems = append(problems, kubernetesProblems(spec, on)...)
 	}
 	if len(problems) == 0 {
