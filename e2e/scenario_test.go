@@ -257,7 +257,7 @@ func (p place) attach(t *testing.T, inv bed.Inventory, m wlm.Manager) {
 	p.must(t, inv, node, "rm "+dir+".out*")
 }
 
-// script: a job that is a script runs commands on each of its nodes, with what it feeds them, and MPI ranks over all, beside one that waits.
+// script: a job that is a script runs commands on each of its nodes, with its environment and no input, and MPI ranks over all, beside one that waits.
 func (p place) script(t *testing.T, inv bed.Inventory, m wlm.Manager) {
 	var on []string
 	ranks := 0
@@ -269,9 +269,10 @@ func (p place) script(t *testing.T, inv bed.Inventory, m wlm.Manager) {
 	defer cancel()
 	id, err := m.Submit(ctx, wlm.Job{
 		Name: "script", Task: wlm.Task{Ranks: ranks, Env: map[string]string{"WORD": "it's"}}, Request: wlm.Request{On: on, Limit: p.patience(2 * time.Minute)}, Output: file, Error: file + ".err",
-		Script: fmt.Sprintf(`each sleep 286 </dev/null &
+		Script: fmt.Sprintf(`each sleep 286 &
 echo "hosts" $job_hosts; [ "$job_number" -gt 0 ] && echo "$WORD"
-echo fed | each sh -c 'echo "$(uname -n) is $(cat)"' | sort
+export FED=fed
+echo not | each sh -c 'echo "$(uname -n) is $FED$(cat)"' | sort
 ranks %d sh -c 'echo rank' </dev/null | wc -l
 exit 5`, ranks),
 	})

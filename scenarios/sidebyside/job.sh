@@ -22,7 +22,7 @@ leave() {
 	trap - EXIT
 	trap '' TERM
 	phase leaving
-	each usernetes release </dev/null >&2 || [ $status != 0 ] || status=1
+	each usernetes release >&2 || [ $status != 0 ] || status=1
 	phase gone
 	exit "$status"
 }
@@ -33,7 +33,7 @@ phase holding "$USERNETES_INSTANCE"
 control=$(. /etc/bedfellow/usernetes/node.env && echo "$USERNETES_HOST")
 mkfifo "$dir/held"
 # One that cannot must say so: those that can stay, and with them what each is.
-each sh -c 'usernetes hold "$@" || echo failed' sh "$job_number" "$control" </dev/null >"$dir/held" 2>"$dir/held.err" &
+each sh -c 'usernetes hold "$@" || echo failed' sh "$job_number" "$control" >"$dir/held" 2>"$dir/held.err" &
 exec 3<"$dir/held"
 for host; do
 	read -r said <&3 && [ "$said" = held ] || {
@@ -43,17 +43,20 @@ for host; do
 done
 
 phase containers
-each usernetes up </dev/null >&2
+each usernetes up >&2
 phase control-plane
 usernetes init </dev/null >&2
 if [ $# -gt 1 ]; then
 	phase joining
-	usernetes token </dev/null | each usernetes join >&2
+	token=$(usernetes token </dev/null)
+	export token # that of a process is its user's alone to see
+	each sh -c 'echo "$token" | usernetes join' >&2
+	unset token
 fi
 phase readiness
 # shellcheck disable=SC2046
 usernetes ready $(printf 'u7s-%s ' "$@") </dev/null >&2
-each usernetes dns </dev/null >&2
+each usernetes dns >&2
 
 phase service
 # A request takes half a minute at most, in which an emulated machine may not have done it.

@@ -1,6 +1,7 @@
 package wlm
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -139,11 +140,12 @@ func span(r Request) []string {
 }
 
 // fluxBatch goes before a job's own script, which is the first program of a Flux instance on the job's nodes. What runs on each of them does so
-// beside the instance's jobs and takes none of their CPUs. flux exec would keep what commands print until it has 4 KiB of that, or they end.
+// beside the instance's jobs and takes none of their CPUs. flux exec would keep what commands print until it has 4 KiB of that, or they end; and once
+// its standard input has ended and one of the commands too, it would look at the input again without a pause (0.88.0).
 const fluxBatch = `#!/bin/sh
 export FLUX_F58_FORCE_ASCII=1
 job_number=$(flux job id --to=dec "$(flux getattr jobid)") job_hosts=$(flux hostlist --expand --delimiter=' ' "$(flux getattr hostlist)")
-each() { stdbuf -oL flux exec env -u _STDBUF_O "$@"; }
+each() { stdbuf -oL flux exec --noinput env -u _STDBUF_O "$@"; }
 ranks() {
 	n=$1
 	shift
@@ -268,6 +270,25 @@ func (f *flux) ask(ctx context.Context, id ID) (Outcome, error) {
 	return readFluxJob(id, out)
 }
 
+// linger waits for the last event of a job, which Flux tells at once and without the start of an interpreter that looking at it takes. What it
+// cannot wait for, as in an instance that restarts, it looks at after the usual pause.
+func (f *flux) linger(ctx context.Context, id ID, begin time.Time) bool {
+	most := min(fluxLinger, max(f.timing.poll, time.Since(begin)/20))
+	_, err := f.run(ctx, nil, "flux", "job", "wait-event", "--quiet", fmt.Sprintf("--timeout=%.2fs", most.Seconds()), string(id), "clean")
+	var exit *remote.ExitError
+	switch {
+	case err == nil:
+		return false
+	case errors.As(err, &exit) && bytes.Contains(exit.Result.Stderr, []byte("timeout on event")):
+		return true
+	}
+	f.pause(ctx, begin)
+	return false
+}
+
+// fluxLinger is the longest time between two looks at a job of Flux, whose end is told at once.
+const fluxLinger = 10 * time.Second
+
 // readFluxJob reads what `flux jobs --json` prints of one job.
 func readFluxJob(id ID, text string) (Outcome, error) {
 	var j fluxJob
@@ -363,7 +384,8 @@ func (f *flux) Allocate(ctx context.Context, r Request) (Allocation, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := f.watch(ctx, id, func(o Outcome) bool { return o.State == Running && o.uri != "" })
+	begin := time.Now()
+	o, err := f.watch(ctx, id, func(o Outcome) bool { return o.State == Running && o.uri != "" }, func() { f.pause(ctx, begin) })
 	if err == nil && o.State.Over() {
 		err = o.Err()
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
@@ -102,7 +103,7 @@ func script(job Job, exit string) []byte {
 // slurmBatch goes before a job's own script. Steps share CPUs: one that waits in the background would have its own otherwise.
 const slurmBatch = `export SLURM_OVERLAP=1
 job_number=$SLURM_JOB_ID job_hosts=$(scontrol show hostnames)
-each() { srun --nodes=%[1]d --ntasks=%[1]d --ntasks-per-node=1 "$@"; }
+each() { srun --nodes=%[1]d --ntasks=%[1]d --ntasks-per-node=1 "$@" </dev/null; }
 ranks() {
 	n=$1
 	shift
@@ -233,6 +234,11 @@ func (s *slurm) Undrain(ctx context.Context, node string) error {
 	return err
 }
 
+func (s *slurm) linger(ctx context.Context, _ ID, begin time.Time) bool {
+	s.pause(ctx, begin)
+	return false
+}
+
 // Allocate holds nodes by a job that sleeps on them.
 func (s *slurm) Allocate(ctx context.Context, r Request) (Allocation, error) {
 	if err := r.check(); err != nil {
@@ -243,7 +249,8 @@ func (s *slurm) Allocate(ctx context.Context, r Request) (Allocation, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.watch(ctx, id, func(o Outcome) bool { return o.State != Pending })
+	begin := time.Now()
+	o, err := s.watch(ctx, id, func(o Outcome) bool { return o.State != Pending }, func() { s.pause(ctx, begin) })
 	if err == nil && o.State.Over() {
 		err = o.Err()
 	}

@@ -98,7 +98,8 @@ func scripted(text string) Job {
 func TestSlurmRunsAScript(t *testing.T) {
 	b, s := open(t)
 	id, err := s.Submit(t.Context(), scripted(`echo "$job_number" $job_hosts "$A"
-echo hello | each sh -c 'echo "$(uname -n) $(cat)"'
+export WORD=hello
+echo not | each sh -c 'echo "$(uname -n) $WORD$(cat)"'
 ranks 2 sh -c 'echo $PMI_RANK'
 exit 3`))
 	require.NoError(t, err)

@@ -19,6 +19,8 @@ type desk interface {
 	Cancel(ctx context.Context, id ID) error
 	// ask looks at a job once.
 	ask(ctx context.Context, id ID) (Outcome, error)
+	// linger lets pass some time of a job that was begun to be looked at then, less if it ends. still says that it is known not to be over.
+	linger(ctx context.Context, id ID, begin time.Time) (still bool)
 	// unknown says that an error means that the manager does not know the job.
 	unknown(err error) bool
 	// vanished finds out about a job that the manager knew and does not know any more.
@@ -87,7 +89,9 @@ func (w *waiter) add(id ID, job submitted) {
 }
 
 func (w *waiter) Wait(ctx context.Context, id ID) (Outcome, error) {
-	o, err := w.watch(ctx, id, func(o Outcome) bool { return o.State.Over() })
+	begin := time.Now()
+	w.desk.linger(ctx, id, begin)
+	o, err := w.watch(ctx, id, func(o Outcome) bool { return o.State.Over() }, func() { w.desk.linger(ctx, id, begin) })
 	if err != nil {
 		return o, err
 	}
@@ -108,9 +112,13 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 	if !ours || job.output == "" {
 		return fmt.Errorf("%s: job %s was not submitted here, or was waited for already: nothing to attach to", w.desk.Name(), id)
 	}
-	begin, heard, copied := time.Now(), time.Now(), 0
+	begin, heard, copied, still := time.Now(), time.Now(), 0, false
+	var o Outcome
 	for {
-		o, err := w.desk.ask(ctx, id)
+		var err error
+		if !still || o.Host == "" {
+			o, err = w.desk.ask(ctx, id)
+		}
 		if err == nil && o.Host == "" {
 			err = w.desk.expand(ctx, &o)
 		}
@@ -134,11 +142,18 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 		case w.desk.unknown(err) || ctx.Err() == nil && time.Since(heard) > w.timing.silence:
 			return fmt.Errorf("attach to job %s: %w; %s", id, err, w.desk.look())
 		}
-		select {
-		case <-ctx.Done():
+		if still = w.desk.linger(ctx, id, begin); ctx.Err() != nil {
 			return fmt.Errorf("attach to job %s: %w", id, context.Cause(ctx))
-		case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
 		}
+	}
+}
+
+// pause lets pass some time of a job that was begun to be looked at then: little at first, for short jobs, and more later, since looking takes CPU
+// time that the job may want.
+func (w *waiter) pause(ctx context.Context, begin time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
 	}
 }
 
@@ -153,8 +168,8 @@ func (w *waiter) part(ctx context.Context, node, file string, from int) ([]byte,
 	return r.Stdout, nil
 }
 
-// watch looks at a job until the condition holds, or until one of Wait's reasons to end the job does.
-func (w *waiter) watch(ctx context.Context, id ID, until func(Outcome) bool) (Outcome, error) {
+// watch looks at a job until the condition holds, or until one of Wait's reasons to end the job does, with pauses between.
+func (w *waiter) watch(ctx context.Context, id ID, until func(Outcome) bool, pause func()) (Outcome, error) {
 	w.mu.Lock()
 	job, ours := w.jobs[id]
 	w.mu.Unlock()
@@ -216,11 +231,7 @@ func (w *waiter) watch(ctx context.Context, id ID, until func(Outcome) bool) (Ou
 				return o, errors.Join(w.unsatisfiable(ctx, job.Request, reason), err)
 			}
 		}
-		select {
-		case <-ctx.Done():
-		// Often at first, for short jobs; seldom later, since looking takes CPU time that the job may want.
-		case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
-		}
+		pause()
 	}
 }
 

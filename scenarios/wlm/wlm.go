@@ -110,7 +110,7 @@ type Job struct {
 	Task
 	// Script is run by sh, once, on the first node, in Dir and with Env. In it are these, whichever the manager:
 	//
-	//	each COMMAND…     runs a command once on every node at the same time, each with the standard input that it is given
+	//	each COMMAND…     runs a command once on every node at the same time, without standard input
 	//	ranks N COMMAND…  runs a command as N MPI ranks over all nodes, each of which runs at least one
 	//	$job_number       the job's, which no other of the bed's has at the same time
 	//	$job_hosts        the nodes' names, the first of which this is
