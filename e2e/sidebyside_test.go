@@ -48,6 +48,7 @@ func TestSideBySide(t *testing.T) {
 	p.fails(t, 2, []string{"kubeconfig", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
 	t.Run("again", p.again)
 	t.Run("workflow", p.workflow)
+	t.Run("idle nodes", p.idleNodes)
 	t.Run("faults", p.workflowFaults)
 	t.Run("endings", p.endings)
 	t.Run("node gone", p.nodeGone)
@@ -85,6 +86,20 @@ func (p place) workflow(t *testing.T) {
 		assert.Equal(t, 1, count[model+", RMSE"], model)
 	}
 	assert.NotEmpty(t, r.Run.Versions["service scikit-learn"])
+}
+
+// idleNodes: what a job's Kubernetes takes to come and go beside what it takes on nodes without a job, and the service under load.
+func (p place) idleNodes(t *testing.T) {
+	r := p.kept(t, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "idle=yes", "--param", "requests=100", "--param", "cells=1", "--param", "limit=2h")
+	have := map[string]bool{}
+	for _, s := range r.Samples {
+		require.Equal(t, results.OK, s.Status, "%s: %s", s.Series, s.Reason)
+		assert.Positive(t, s.Value, "%s, %s", s.Series, s.Metric)
+		have[s.Series+", "+s.Metric] = true
+	}
+	for _, want := range []string{"completed, set-up", "idle nodes, set-up", "completed, teardown", "idle nodes, teardown", "completed, learn requests", "completed, predict requests", "completed, simulation, service busy"} {
+		assert.True(t, have[want], want)
+	}
 }
 
 // ownAgain: the bed's own Kubernetes, which was stopped for the jobs, is started again, and comes back as it was.

@@ -201,7 +201,7 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 	if instance == "" && r.Outcome.Host != "" {
 		return r, errors.Join(err, whole.err, fmt.Errorf("job %s did not say what it has on its nodes %s: `bed ssh NODE -- usernetes instances` tells", id, strings.Join(j.Nodes, ", ")))
 	}
-	return r, errors.Join(err, whole.err, j.gone(ctx, env, instance))
+	return r, errors.Join(err, whole.err, gone(ctx, env, j.Nodes, instance))
 }
 
 func describe(phase string, said, of int) string {
@@ -304,22 +304,22 @@ systemctl --user -q is-active usernetes-%[1]s && echo unit usernetes-%[1]s
 usernetes instances | grep -x %[1]s | sed 's/^/instance /'
 true`
 
-// gone waits until the nodes have taken down what a job had on them, also when the context has ended, and looks whether anything is left.
-func (j Job) gone(ctx context.Context, env *scenario.Env, instance string) error {
+// gone waits until the nodes have taken down an instance, also when the context has ended, and looks whether anything is left of it.
+func gone(ctx context.Context, env *scenario.Env, nodes []string, instance string) error {
 	if instance == "" {
 		return nil // it never began
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), goneWait, fmt.Errorf("not within %s", goneWait))
 	defer cancel()
 	step := progress.Start(ctx, "nodes without %s", instance)
-	found, err := env.OnEach(ctx, j.Nodes, fmt.Sprintf(left, instance))
+	found, err := env.OnEach(ctx, nodes, fmt.Sprintf(left, instance))
 	for i, what := range found {
 		if err == nil && what != "" {
-			err = fmt.Errorf("node %s still has %s", j.Nodes[i], strings.ReplaceAll(what, "\n", ", "))
+			err = fmt.Errorf("node %s still has %s", nodes[i], strings.ReplaceAll(what, "\n", ", "))
 		}
 	}
 	if step.End(err) != nil {
-		return fmt.Errorf("after the job: %w; `bed ssh NODE -- env USERNETES_INSTANCE=%s usernetes guard` takes it down", err, instance)
+		return fmt.Errorf("what was to be gone: %w; `bed ssh NODE -- env USERNETES_INSTANCE=%s usernetes guard` takes it down", err, instance)
 	}
 	return nil
 }

@@ -29,6 +29,8 @@ func Scenario() scenario.Scenario {
 			scenario.Parameter{Name: "at", Doc: "the phase at which it ends otherwise than completed", Default: "points", Check: scenario.OneOf(Phases...)},
 			scenario.Parameter{Name: "users", Doc: "accounts, which `sudo usernetes admit` makes on each node, that have such a job each at once, the first of which ends so",
 				Default: "the bed's own", Derive: func(inv bed.Inventory, _ scenario.Values) string { return inv.User }, Check: checkUsers, Fits: shareNodes},
+			scenario.Parameter{Name: "idle", Doc: "whether Kubernetes is also brought up and down on the idle nodes, in turn with the job: yes or no", Default: "no",
+				Check: scenario.OneOf("yes", "no"), Fits: completes},
 		),
 		Run: run,
 	}
@@ -48,6 +50,14 @@ func Shape(steps, limit string) []scenario.Parameter {
 		{Name: "steps", Doc: "time steps of 0.1 fs of each simulation", Default: steps, Check: scenario.Whole(1, 100_000_000)},
 		{Name: "limit", Doc: "of the job's time", Default: limit, Check: scenario.Length},
 	}
+}
+
+// completes is an error where the job is not one that idle nodes can be held against.
+func completes(_ bed.Inventory, v scenario.Values, value string) error {
+	if value == "yes" && (Ending(v["ending"]) != Completed || strings.Contains(v["users"], ",")) {
+		return errors.New("is for one job that completes; leave out ending and users")
+	}
+	return nil
 }
 
 // on are the nodes that a job is to run on.
@@ -78,14 +88,25 @@ func run(ctx context.Context, env *scenario.Env) error {
 	if err := k.Down(ctx); err != nil { // it would take its part of what the job is measured with
 		return err
 	}
-	series := scenario.Series{Name: v["ending"], Parameters: map[string]string{"nodes": v["nodes"], "simulations": v["simulations"]}}
+	series := []scenario.Series{{Name: v["ending"], Parameters: map[string]string{"nodes": v["nodes"], "simulations": v["simulations"]}}}
 	if Ending(v["ending"]) != Completed {
-		series.Parameters["at"] = v["at"]
+		series[0].Parameters["at"] = v["at"]
 	}
 	if len(users) > 1 {
-		series.Parameters["users"] = v["users"]
+		series[0].Parameters["users"] = v["users"]
 	}
-	return env.Repeat(ctx, series, func(ctx context.Context, r scenario.Repetition) (m scenario.Measured, err error) {
+	const idle = "idle nodes"
+	if v["idle"] == "yes" {
+		series = append(series, scenario.Series{Name: idle, Parameters: map[string]string{"nodes": v["nodes"]}})
+	}
+	return env.Interleave(ctx, series, func(ctx context.Context, s scenario.Series, r scenario.Repetition) (m scenario.Measured, err error) {
+		if s.Name == idle {
+			ran, err := outside(ctx, env, on(env.Inventory, v), v.Duration("limit"))
+			if err == nil {
+				m.Metrics = ran.Metrics()
+			}
+			return m, err
+		}
 		j := Shaped(env, "sidebyside-"+r.String())
 		j.Ending, j.At = Ending(v["ending"]), v["at"]
 		j.Points = Draw(env.Seed+uint64(r.Number), v.Int("simulations")-1, 1, [3]int{v.Int("cells"), v.Int("cells"), v.Int("cells")})

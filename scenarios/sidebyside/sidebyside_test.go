@@ -167,6 +167,16 @@ func TestUsersShareNodes(t *testing.T) {
 	assert.ErrorContains(t, together([]Ran{second, first}), "the last began 46s after the first was over")
 }
 
+func TestIdleNodesAreHeldAgainstOneJobThatCompletes(t *testing.T) {
+	inv := bed.Inventory{User: "bed", Nodes: []bed.InventoryNode{{Name: "a", Role: bed.Compute, CPUs: 2}}}
+	_, problems := Scenario().Resolve(inv, map[string]string{"idle": "yes"})
+	assert.Empty(t, problems)
+	for name, value := range map[string]string{"ending": "failed", "users": "bed,bed"} {
+		_, problems := Scenario().Resolve(inv, map[string]string{"idle": "yes", name: value})
+		assert.ErrorContains(t, problems, "leave out ending and users", name)
+	}
+}
+
 // The job's script runs by a POSIX shell; package e2e has real nodes run it.
 func TestTheScriptIsOneOfTheShell(t *testing.T) {
 	cmd := exec.Command("sh", "-n")
