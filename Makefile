@@ -40,7 +40,7 @@ e2e:
 e2e-full:
 	@$(MAKE) --no-print-directory tools DRIVER=$(if $(filter $(limastacks),$(STACK)),lima,$(DRIVER))
 	$(if $(filter $(limastacks),$(STACK)),bin/bed bundle)
-	go test -timeout 240m -v ./e2e -args -stack $(STACK) -full
+	go test -timeout 600m -v ./e2e -args -stack $(STACK) -full
 	BEDFELLOW_LIMA_IMAGE=$$(bin/bed image build debian-13 --format vm | cut -d' ' -f3) go test -timeout 180m -v ./provision/lima -run Real
 
 # Fifty kills at random moments; KILLS and SEED replay a run. SOAK=lima-ci KILLS=20 does it to virtual machines.
