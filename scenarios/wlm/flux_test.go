@@ -104,6 +104,9 @@ func TestFluxStates(t *testing.T) {
 			o, err := f.Wait(t.Context(), id)
 			if c.failed != "" {
 				require.ErrorContains(t, err, c.failed)
+				if name == "Flux is gone" {
+					require.FileExists(t, b.Dir+"/jobs/f1/cancelled", "it is back before the job is over, say")
+				}
 				return
 			}
 			require.NoError(t, err)

@@ -189,7 +189,8 @@ func (w *waiter) watch(ctx context.Context, id ID, until func(Outcome) bool, pau
 		case w.desk.unknown(err):
 			return w.desk.vanished(ctx, id, job)
 		case err != nil && now.Sub(heard) > w.timing.silence:
-			return Outcome{}, fmt.Errorf("wait for job %s: no answer for %s: %w; %s", id, w.timing.silence, err, w.desk.look())
+			_, errStop := w.stop(ctx, id) // whoever does not answer now may well do so later, and nobody waits for the job any more
+			return Outcome{}, errors.Join(fmt.Errorf("wait for job %s: no answer for %s: %w; %s", id, w.timing.silence, err, w.desk.look()), errStop)
 		case err != nil:
 		case until(o) || o.State.Over():
 			return o, nil
