@@ -69,7 +69,7 @@ func (m *openStackMachines) tags() pulumi.StringArrayOutput {
 
 // label is the name of what OpenStack marks in no other way: the sweep goes by it.
 func (m *openStackMachines) label() pulumi.StringOutput {
-	return pulumi.All(m.r.args.Name, m.r.keys.BedID).ApplyT(func(v []any) string { return clouds.Label(v[0].(string), v[1].(string)) }).(pulumi.StringOutput)
+	return m.r.mark.ApplyT(func(mark map[string]string) string { return clouds.Label(mark[clouds.TagBed], mark[clouds.TagID]) }).(pulumi.StringOutput)
 }
 
 // network is one subnet behind a router of the bed's own. way is what must be there before a floating address leads in.

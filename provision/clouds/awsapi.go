@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -64,9 +65,18 @@ func problem(key, value, remedy string, format string, args ...any) bed.Problem 
 func (a *awsCloud) Check(ctx context.Context) []bed.Problem {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	if _, err := a.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{}); err != nil {
-		return []bed.Problem{problem("", "", "`aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; docs/clouds.md has the rights that are needed",
-			"AWS does not know who you are in region %s: %v", a.s.Region, plainly(err))}
+	_, err := a.sts.Options().Credentials.Retrieve(ctx)
+	known := err == nil
+	if known {
+		_, err = a.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	}
+	switch {
+	case err == nil:
+	case known && code(err) == "": // nobody was there to refuse: a region that does not exist has no address
+		return []bed.Problem{problem("aws.region", a.s.Region, "`aws ec2 describe-regions` lists yours; can this host reach AWS?", "does not answer: %v", err)}
+	default:
+		return []bed.Problem{problem("", "", "`aws configure`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; docs/clouds.md has the rights that are needed. "+
+			"A region that your account has not opted in to knows nobody either: `aws ec2 describe-regions` lists yours", "AWS does not know who you are in region %s: %v", a.s.Region, plainly(err))}
 	}
 	zones, err := a.ec2.DescribeAvailabilityZones(ctx, &ec2.DescribeAvailabilityZonesInput{})
 	if err != nil {
@@ -125,7 +135,7 @@ func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type or an image of the other's architecture",
 			"is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, architecture))
 	}
-	return append(problems, a.fitQuota(ctx, spec, t)...)
+	return slices.Concat(problems, a.fitQuota(ctx, spec, t), a.fitNetwork(ctx, spec))
 }
 
 func (a *awsCloud) fitType(spec bed.Spec, t types.InstanceTypeInfo) (problems []bed.Problem) {
@@ -168,21 +178,94 @@ func quotaOf(instanceType string, spot bool) (code string) {
 	}
 }
 
-// fitQuota compares the quota with what the bed needs of it; what else runs in the account is not counted. An account that may not ask is told by
-// AWS later.
+// quota is what the account may have of something in this region; ok is false where it may not ask, and is told by AWS later.
+func (a *awsCloud) quota(ctx context.Context, service, code string) (name string, value float64, ok bool) {
+	found, err := a.quotas.GetServiceQuota(ctx, &servicequotas.GetServiceQuotaInput{ServiceCode: &service, QuotaCode: &code})
+	if err != nil || found.Quota == nil {
+		return "", 0, false
+	}
+	return aws.ToString(found.Quota.QuotaName), aws.ToFloat64(found.Quota.Value), true
+}
+
+const moreQuota = "ask for more at https://console.aws.amazon.com/servicequotas, "
+
+// fitQuota compares the quota with what the bed needs of it besides what others have running.
 func (a *awsCloud) fitQuota(ctx context.Context, spec bed.Spec, t types.InstanceTypeInfo) []bed.Problem {
 	code := quotaOf(a.s.Type, a.s.Spot)
-	if code == "" {
+	name, value, ok := a.quota(ctx, "ec2", code)
+	if code == "" || !ok {
 		return nil
 	}
-	quota, err := a.quotas.GetServiceQuota(ctx, &servicequotas.GetServiceQuotaInput{ServiceCode: aws.String("ec2"), QuotaCode: &code})
-	if err != nil || quota.Quota == nil || t.VCpuInfo == nil {
+	used, err := a.used(ctx, spec.Name, code)
+	if err != nil {
+		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), "docs/clouds.md has the rights that are needed", "cannot be compared with what your account has running: %v", err)}
+	}
+	if need := float64(spec.Size() * vcpus(t)); need+used > value {
+		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), moreQuota+"or for fewer nodes, or end what you need no more",
+			"take %g vCPUs, and of the quota %q your account has %g left of %g in region %s", need, name, max(value-used, 0), value, a.s.Region)}
+	}
+	return nil
+}
+
+// vcpus are what quotas count, also where an instance does without some.
+func vcpus(t types.InstanceTypeInfo) int {
+	if t.VCpuInfo == nil {
+		return 0
+	}
+	return int(aws.ToInt32(t.VCpuInfo.DefaultVCpus))
+}
+
+// used are the vCPUs that count to the quota and are not of a bed of that name.
+func (a *awsCloud) used(ctx context.Context, bedName, code string) (used float64, err error) {
+	live, err := a.filtered(ctx)
+	if err != nil {
+		return 0, err
+	}
+	others := map[string]int{}
+	for _, i := range live {
+		counts := i.State != nil && (i.State.Name == types.InstanceStateNamePending || i.State.Name == types.InstanceStateNameRunning)
+		if counts && tagsOf(i.Tags)[TagBed] != bedName && quotaOf(string(i.InstanceType), i.InstanceLifecycle == types.InstanceLifecycleTypeSpot) == code {
+			others[string(i.InstanceType)]++
+		}
+	}
+	if len(others) == 0 {
+		return 0, nil
+	}
+	pages := ec2.NewDescribeInstanceTypesPaginator(a.ec2, &ec2.DescribeInstanceTypesInput{Filters: []types.Filter{filter("instance-type", slices.Collect(maps.Keys(others))...)}})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("look at the types of instances: %w", plainly(err))
+		}
+		for _, t := range page.InstanceTypes {
+			used += float64(others[string(t.InstanceType)] * vcpus(t))
+		}
+	}
+	return used, nil
+}
+
+// fitNetwork tells whether the account may have one more VPC, where the bed has none yet.
+func (a *awsCloud) fitNetwork(ctx context.Context, spec bed.Spec) []bed.Problem {
+	name, value, ok := a.quota(ctx, "vpc", "L-F678F1CE") // VPCs per Region
+	if !ok {
 		return nil
 	}
-	need := float64(spec.Size()) * float64(aws.ToInt32(t.VCpuInfo.DefaultVCpus))
-	if have := aws.ToFloat64(quota.Quota.Value); need > have {
-		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), "ask for more at https://console.aws.amazon.com/servicequotas, or for fewer nodes",
-			"take %g vCPUs, and the quota %s of your account is %g in region %s", need, aws.ToString(quota.Quota.QuotaName), have, a.s.Region)}
+	there := 0
+	pages := ec2.NewDescribeVpcsPaginator(a.ec2, &ec2.DescribeVpcsInput{})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return []bed.Problem{problem("aws.region", a.s.Region, "docs/clouds.md has the rights that are needed", "cannot be asked for its VPCs: %v", plainly(err))}
+		}
+		for _, v := range page.Vpcs {
+			if tagsOf(v.Tags)[TagBed] == spec.Name {
+				return nil
+			}
+		}
+		there += len(page.Vpcs)
+	}
+	if float64(there+1) > value {
+		return []bed.Problem{problem("aws.region", a.s.Region, moreQuota+"or remove a VPC that nobody needs: `bed sweep` lists beds", "has no room for the bed's VPC: there are %d, and the quota %q of your account is %g", there, name, value)}
 	}
 	return nil
 }
@@ -207,10 +290,10 @@ func (a *awsCloud) instances(ctx context.Context, bedName string) ([]types.Insta
 	return a.filtered(ctx, filter("tag-key", TagBed))
 }
 
-func (a *awsCloud) filtered(ctx context.Context, mark types.Filter) (found []types.Instance, err error) {
-	pages := ec2.NewDescribeInstancesPaginator(a.ec2, &ec2.DescribeInstancesInput{Filters: []types.Filter{
-		mark, filter("instance-state-name", "pending", "running", "shutting-down", "stopping", "stopped"),
-	}})
+func (a *awsCloud) filtered(ctx context.Context, by ...types.Filter) (found []types.Instance, err error) {
+	pages := ec2.NewDescribeInstancesPaginator(a.ec2, &ec2.DescribeInstancesInput{
+		Filters: append(by, filter("instance-state-name", "pending", "running", "shutting-down", "stopping", "stopped")),
+	})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {

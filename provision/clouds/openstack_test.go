@@ -264,6 +264,12 @@ func TestOpenStackFit(t *testing.T) {
 		"an image on its way": {s: OpenStack{Image: "ubuntu"}, want: []string{"openstack.image: \"ubuntu\": cannot be used yet: it is queued\n"}, is: func(f *fakeOpenStack) {
 			f.add("images", object{"id": "i", "name": "ubuntu", "status": "queued"})
 		}},
+		"an image of another architecture": {s: OpenStack{Image: "ubuntu"}, want: []string{"openstack.image: \"ubuntu\": is for arm64, and a m3.quad is a machine of architecture x86_64\n"}, is: func(f *fakeOpenStack) {
+			f.add("images", object{"id": "i", "name": "ubuntu", "status": "active", "architecture": "aarch64"})
+		}},
+		"an image of the flavor's architecture": {s: OpenStack{Image: "ubuntu"}, is: func(f *fakeOpenStack) {
+			f.add("images", object{"id": "i", "name": "ubuntu", "status": "active", "architecture": "x86_64"})
+		}},
 		"little left": {
 			is: func(f *fakeOpenStack) {
 				f.limits = object{"maxTotalCores": 20, "totalCoresUsed": 13, "maxTotalInstances": 1, "totalInstancesUsed": 3, "maxTotalRAMSize": 20000, "totalRAMUsed": 0}

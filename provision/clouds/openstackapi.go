@@ -223,6 +223,13 @@ func (o *openStackCloud) fitImage(ctx context.Context, in *openStack) []bed.Prob
 	case found[0].Status != images.ImageStatusActive:
 		return []bed.Problem{problem("openstack.image", o.s.Image, "wait until it is active, or name another", "cannot be used yet: it is %s", found[0].Status)}
 	}
+	of, said := found[0].Properties["architecture"].(string)
+	if of == "aarch64" {
+		of = "arm64"
+	}
+	if t, ok := typeOf("openstack", o.s.Flavor); ok && said && of != t.Architecture {
+		return []bed.Problem{problem("openstack.image", o.s.Image, "choose a flavor or an image of the other's architecture", "is for %s, and a %s is a machine of architecture %s", of, o.s.Flavor, t.Architecture)}
+	}
 	return nil
 }
 
