@@ -3,8 +3,10 @@
 package stacks
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -53,11 +55,11 @@ func newAWSMachines(ctx *pulumi.Context, r rented, s clouds.AWS, parent pulumi.R
 	if err != nil {
 		return m, err
 	}
-	template, err := m.template(ctx, ami, subnet, group)
+	templates, err := m.templates(ctx, ami, subnet, group)
 	if err != nil {
 		return m, err
 	}
-	if err := m.instances(ctx, template, reachable); err != nil {
+	if err := m.instances(ctx, templates, reachable); err != nil {
 		return m, err
 	}
 	return m, ctx.RegisterResourceOutputs(m, pulumi.Map{"machines": m.Machines})
@@ -255,39 +257,86 @@ func document(statements ...map[string]any) (string, error) {
 	return string(text), err
 }
 
-// template is what all instances have in common.
-func (m *awsMachines) template(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) (*ec2.LaunchTemplate, error) {
+// kind is what like instances have in common.
+type kind struct {
+	name    string
+	diskGiB int
+	efa     bool
+}
+
+func (m *awsMachines) kind(node BedNode) kind {
+	disk := node.DiskMiB
+	if disk == 0 {
+		disk = int(clouds.DefaultDisk / bed.MiB)
+	}
+	return kind{cmp.Or(node.Type, m.r.args.Settings["instanceType"]), (disk + 1023) / 1024, m.s.EFA && node.Role == string(bed.Compute)}
+}
+
+// templates are what instances are made by, one for each kind.
+func (m *awsMachines) templates(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) (map[kind]*ec2.LaunchTemplate, error) {
 	name := m.r.name
 	key, err := ec2.NewKeyPair(ctx, name+"-key", &ec2.KeyPairArgs{PublicKey: m.r.keys.UserPublicKey, Tags: m.tags(name)}, m.options...)
 	if err != nil {
 		return nil, err
 	}
-	kind := "interface"
-	if m.s.EFA {
-		kind = "efa"
+	var placed *ec2.LaunchTemplatePlacementArgs
+	if len(m.r.args.Nodes) > 1 { // close to each other, on one part of the network
+		close, err := ec2.NewPlacementGroup(ctx, name+"-placement", &ec2.PlacementGroupArgs{Strategy: pulumi.String("cluster"), Tags: m.tags(name)}, m.options...)
+		if err != nil {
+			return nil, err
+		}
+		placed = &ec2.LaunchTemplatePlacementArgs{GroupName: close.Name}
 	}
-	disk := m.r.args.Nodes[0].DiskMiB
-	if disk == 0 {
-		disk = int(clouds.DefaultDisk / bed.MiB)
+	made := map[kind]*ec2.LaunchTemplate{}
+	for _, node := range m.r.args.Nodes {
+		k := m.kind(node)
+		if made[k] != nil {
+			continue
+		}
+		args := m.template(k, node.CPUs, ami, subnet, group)
+		args.KeyName = key.KeyName
+		if placed != nil { // in an interface, none is not nil
+			args.Placement = placed
+		}
+		called := fmt.Sprintf("%s-template-%s-%dGiB", name, k.name, k.diskGiB)
+		if k.efa {
+			called += "-efa"
+		}
+		options := m.options
+		if len(made) == 0 { // as it was called when a bed had one
+			options = m.with(pulumi.Aliases([]pulumi.Alias{{Name: pulumi.String(name + "-template")}}))
+		}
+		if made[k], err = ec2.NewLaunchTemplate(ctx, called, args, options...); err != nil {
+			return nil, err
+		}
+	}
+	return made, nil
+}
+
+// template is that of a kind, whose instances have so many CPUs.
+func (m *awsMachines) template(k kind, cpus int, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) *ec2.LaunchTemplateArgs {
+	attached := "interface"
+	if k.efa {
+		attached = "efa"
 	}
 	args := &ec2.LaunchTemplateArgs{
-		InstanceType: pulumi.String(m.s.Type), ImageId: ami.id, KeyName: key.KeyName, Tags: m.tags(name),
+		InstanceType: pulumi.String(k.name), ImageId: ami.id, Tags: m.tags(m.r.name),
 		MetadataOptions: &ec2.LaunchTemplateMetadataOptionsArgs{
 			HttpEndpoint: pulumi.String("enabled"), HttpTokens: pulumi.String("required"), HttpPutResponseHopLimit: pulumi.Int(1), // not from containers
 		},
 		BlockDeviceMappings: ec2.LaunchTemplateBlockDeviceMappingArray{&ec2.LaunchTemplateBlockDeviceMappingArgs{
 			DeviceName: ami.device,
 			Ebs: &ec2.LaunchTemplateBlockDeviceMappingEbsArgs{
-				Encrypted: pulumi.String("true"), VolumeType: pulumi.String("gp3"), VolumeSize: pulumi.Int((disk + 1023) / 1024), DeleteOnTermination: pulumi.String("true"),
+				Encrypted: pulumi.String("true"), VolumeType: pulumi.String("gp3"), VolumeSize: pulumi.Int(k.diskGiB), DeleteOnTermination: pulumi.String("true"),
 			},
 		}},
 		NetworkInterfaces: ec2.LaunchTemplateNetworkInterfaceArray{&ec2.LaunchTemplateNetworkInterfaceArgs{
-			DeviceIndex: pulumi.Int(0), InterfaceType: pulumi.String(kind), SubnetId: subnet.ID(), SecurityGroups: pulumi.StringArray{group.ID()},
+			DeviceIndex: pulumi.Int(0), InterfaceType: pulumi.String(attached), SubnetId: subnet.ID(), SecurityGroups: pulumi.StringArray{group.ID()},
 			AssociatePublicIpAddress: pulumi.String("true"), DeleteOnTermination: pulumi.String("true"),
 		}},
 	}
 	// Without when the bed's time is over: a template with another is another, and its instances are made anew. Theirs is among their own tags.
-	lasting := m.tags(name).ApplyT(func(tags map[string]string) map[string]string {
+	lasting := m.tags(m.r.name).ApplyT(func(tags map[string]string) map[string]string {
 		delete(tags, clouds.TagExpires)
 		return tags
 	}).(pulumi.StringMapOutput)
@@ -296,28 +345,22 @@ func (m *awsMachines) template(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subne
 		tagged = append(tagged, &ec2.LaunchTemplateTagSpecificationArgs{ResourceType: pulumi.String(made), Tags: lasting})
 	}
 	args.TagSpecifications = tagged
-	if len(m.r.args.Nodes) > 1 { // close to each other, on one part of the network
-		close, err := ec2.NewPlacementGroup(ctx, name+"-placement", &ec2.PlacementGroupArgs{Strategy: pulumi.String("cluster"), Tags: m.tags(name)}, m.options...)
-		if err != nil {
-			return nil, err
-		}
-		args.Placement = &ec2.LaunchTemplatePlacementArgs{GroupName: close.Name}
-	}
 	if m.s.ThreadsPerCore > 0 {
-		args.CpuOptions = &ec2.LaunchTemplateCpuOptionsArgs{ThreadsPerCore: pulumi.Int(m.s.ThreadsPerCore), CoreCount: pulumi.Int(m.r.args.Nodes[0].CPUs / m.s.ThreadsPerCore)}
+		args.CpuOptions = &ec2.LaunchTemplateCpuOptionsArgs{ThreadsPerCore: pulumi.Int(m.s.ThreadsPerCore), CoreCount: pulumi.Int(cpus / m.s.ThreadsPerCore)}
 	}
 	if m.s.Spot {
 		args.InstanceMarketOptions = &ec2.LaunchTemplateInstanceMarketOptionsArgs{
 			MarketType: pulumi.String("spot"), SpotOptions: &ec2.LaunchTemplateInstanceMarketOptionsSpotOptionsArgs{SpotInstanceType: pulumi.String("one-time")},
 		}
 	}
-	return ec2.NewLaunchTemplate(ctx, name+"-template", args, m.options...)
+	return args
 }
 
 // instances are the nodes. One whose template, image or keys change is made anew.
-func (m *awsMachines) instances(ctx *pulumi.Context, template *ec2.LaunchTemplate, reachable []pulumi.Resource) error {
+func (m *awsMachines) instances(ctx *pulumi.Context, templates map[kind]*ec2.LaunchTemplate, reachable []pulumi.Resource) error {
 	var machines pulumi.Array
 	for _, node := range m.r.args.Nodes {
+		template := templates[m.kind(node)]
 		made, err := ec2.NewInstance(ctx, node.Name, &ec2.InstanceArgs{
 			LaunchTemplate: &ec2.InstanceLaunchTemplateArgs{
 				Id: template.ID(), Version: template.LatestVersion.ApplyT(strconv.Itoa).(pulumi.StringOutput),

@@ -45,6 +45,8 @@ type BedNode struct {
 	CPUs      int    `pulumi:"cpus"`
 	MemoryMiB int    `pulumi:"memoryMiB"`
 	DiskMiB   int    `pulumi:"diskMiB,optional"`
+	// Type of machine, in a cloud.
+	Type string `pulumi:"type,optional"`
 }
 
 // Bed is a whole test bed: image, keys, machines and their configuration.
@@ -81,6 +83,18 @@ func (b *BedArgs) Annotate(a infer.Annotator) {
 	a.Describe(&b.TTL, "How long the bed is meant to live, such as 8h; empty is forever.")
 	a.Describe(&b.State, "URL of the Pulumi state that knows the bed; found by itself when empty.")
 	a.Describe(&b.Nodes, "The machines, in order; the one with the role control serves and does not compute.")
+}
+
+// Annotate describes a node in the schema.
+func (n *BedNode) Annotate(a infer.Annotator) {
+	a.Describe(n, "One machine of a bed.")
+	a.Describe(&n.Name, "Its host name.")
+	a.Describe(&n.Index, "Its place among the nodes, from 0.")
+	a.Describe(&n.Role, "control, of the one that serves, or compute.")
+	a.Describe(&n.CPUs, "CPUs, as many as its type has where it is in a cloud.")
+	a.Describe(&n.MemoryMiB, "Memory in MiB, as much as its type has where it is in a cloud.")
+	a.Describe(&n.DiskMiB, "Disk in MiB; none leaves it to who makes the machine.")
+	a.Describe(&n.Type, "Type of machine, in a cloud, such as c7i.2xlarge; none is that of the settings.")
 }
 
 // NewBed makes a bed.

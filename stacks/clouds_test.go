@@ -33,6 +33,7 @@ type made struct {
 	inputs             resource.PropertyMap
 	custom             bool
 	provider           string
+	aliases            []string
 }
 
 // fakeClouds answer as the engine with the providers of clouds would, and keep the whole graph.
@@ -60,6 +61,9 @@ func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource
 	m := made{kind: args.TypeToken, name: args.Name, inputs: args.Inputs, custom: args.Custom, provider: args.Provider}
 	if rpc := args.RegisterRPC; rpc != nil {
 		m.parent = rpc.GetParent()[strings.LastIndex(rpc.GetParent(), ":")+1:]
+		for _, a := range rpc.GetAliases() {
+			m.aliases = append(m.aliases, a.GetSpec().GetName())
+		}
 	}
 	f.graph = append(f.graph, m)
 	switch args.TypeToken {
@@ -312,6 +316,7 @@ func TestEveryBedInACloudKeepsThePolicy(t *testing.T) {
 		if rapid.Bool().Draw(t, "disk?") {
 			values["disk"] = fmt.Sprintf("%dGiB", rapid.IntRange(8, 2000).Draw(t, "disk"))
 		}
+		unlike := rapid.Bool().Draw(t, "unlike pools?")
 		switch driver := rapid.SampledFrom(clouds.Names()).Draw(t, "driver"); driver {
 		case "aws":
 			kind := rapid.SampledFrom(types(driver)).Draw(t, "type")
@@ -333,6 +338,20 @@ func TestEveryBedInACloudKeepsThePolicy(t *testing.T) {
 			if rapid.Bool().Draw(t, "image?") {
 				values["openstack.image"] = "somebody's"
 			}
+		}
+		if unlike {
+			pools := []map[string]any{{"name": "first", "nodes": nodes}}
+			for i := range rapid.IntRange(1, 3).Draw(t, "more pools") {
+				more := rapid.IntRange(1, 4).Draw(t, "nodes of it")
+				pools = append(pools, map[string]any{"name": fmt.Sprint("more", i), "nodes": more, "type": rapid.SampledFrom(types(values["driver"])).Draw(t, "type of it"), "disk": fmt.Sprint(8+i, "GiB")})
+				nodes += more
+			}
+			text, err := json.Marshal(pools)
+			require.NoError(t, err)
+			values["pools"] = string(text)
+			delete(values, "nodes")
+			delete(values, "disk")
+			delete(values, "aws.efa") // not all types have one
 		}
 		f, err := cloudProgram(values, time.Now())
 		require.NoError(t, err, "%v", values)
@@ -359,6 +378,44 @@ func TestALongerLifeMakesNothingAnew(t *testing.T) {
 		}
 		assert.Equal(t, graphs[0], graphs[1])
 	}
+}
+
+// A bed of unlike pools has each node as its pool's, and adapters where it computes.
+func TestUnlikePools(t *testing.T) {
+	pools := `[{"name":"serves","nodes":1,"type":"c7i.large"},{"name":"big","nodes":2,"type":"c7i.48xlarge","disk":"100GiB"},{"name":"more","nodes":1}]`
+	values := preset(t, "aws", map[string]string{"aws.sshFrom": "198.51.100.7", "pools": pools, "aws.instanceType": "c7i.48xlarge", "aws.efa": "true"})
+	delete(values, "nodes")
+	f, err := cloudProgram(values, stable)
+	require.NoError(t, err)
+	f.policy(t, 4)
+	kinds := map[string]string{} // of templates, by their ids
+	for _, m := range f.all("aws:ec2/launchTemplate:LaunchTemplate") {
+		disk := m.inputs["blockDeviceMappings"].ArrayValue()[0].ObjectValue()["ebs"].ObjectValue()["volumeSize"].NumberValue()
+		kinds[m.name+"-id"] = fmt.Sprint(m.inputs["instanceType"].StringValue(), " ", disk, " ", m.inputs["networkInterfaces"].ArrayValue()[0].ObjectValue()["interfaceType"].StringValue())
+		assert.Equal(t, m.name == "aws-template-c7i.large-40GiB", slices.Contains(m.aliases, "aws-template"), "the first bears the name of a bed's only one: %s", m.name)
+	}
+	assert.Len(t, kinds, 3)
+	have := map[string]string{}
+	for _, m := range f.all("aws:ec2/instance:Instance") {
+		have[m.name] = kinds[m.inputs["launchTemplate"].ObjectValue()["id"].StringValue()]
+	}
+	assert.Equal(t, map[string]string{"aws-01": "c7i.large 40 interface", "aws-02": "c7i.48xlarge 100 efa", "aws-03": "c7i.48xlarge 100 efa", "aws-04": "c7i.48xlarge 40 efa"}, have)
+	var cpus []float64
+	for _, n := range f.made["bedfellow:index:Configuration"]["inventory"].ObjectValue()["nodes"].ArrayValue() {
+		cpus = append(cpus, n.ObjectValue()["cpus"].NumberValue())
+	}
+	assert.Equal(t, []float64{2, 192, 192, 192}, cpus)
+
+	values = preset(t, "openstack", map[string]string{"openstack.sshFrom": "198.51.100.7", "pools": `[{"name":"serves","nodes":1,"type":"m3.small"},{"name":"big","nodes":1}]`})
+	delete(values, "nodes")
+	f, err = cloudProgram(values, stable)
+	require.NoError(t, err)
+	f.policy(t, 2)
+	have = map[string]string{}
+	for _, m := range f.all("openstack:compute/instance:Instance") {
+		have[m.name] = m.inputs["flavorName"].StringValue()
+	}
+	assert.Equal(t, map[string]string{"openstack-01": "m3.small", "openstack-02": "m3.quad"}, have)
 }
 
 // A bed of an image that is there bakes none, and says what it is of.

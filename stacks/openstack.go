@@ -3,6 +3,7 @@
 package stacks
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -184,7 +185,7 @@ func (m *openStackMachines) instances(ctx *pulumi.Context, network *networking.N
 			return err
 		}
 		args := &compute.InstanceArgs{
-			Name: pulumi.String(node.Name), FlavorName: pulumi.String(m.s.Flavor), KeyPair: key.Name, ConfigDrive: pulumi.Bool(true), UserData: m.r.userData(node.Name),
+			Name: pulumi.String(node.Name), FlavorName: pulumi.String(cmp.Or(node.Type, m.r.args.Settings["flavor"])), KeyPair: key.Name, ConfigDrive: pulumi.Bool(true), UserData: m.r.userData(node.Name),
 			Networks: compute.InstanceNetworkArray{&compute.InstanceNetworkArgs{Port: port.ID()}}, Metadata: m.r.tags(map[string]string{clouds.TagNode: node.Name}),
 			SchedulerHints: compute.InstanceSchedulerHintArray{&compute.InstanceSchedulerHintArgs{Group: spread.ID()}},
 		}

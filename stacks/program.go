@@ -119,7 +119,7 @@ func Args(s bed.Spec, state string) BedArgs {
 	}
 	for _, n := range s.Nodes() {
 		args.Nodes = append(args.Nodes, BedNode{
-			Name: n.Name, Index: n.Index, Role: string(n.Role), CPUs: n.CPUs, MemoryMiB: int(n.Memory / bed.MiB), DiskMiB: int(n.Disk / bed.MiB),
+			Name: n.Name, Index: n.Index, Role: string(n.Role), CPUs: n.CPUs, MemoryMiB: int(n.Memory / bed.MiB), DiskMiB: int(n.Disk / bed.MiB), Type: n.Type,
 		})
 	}
 	return args

@@ -217,7 +217,7 @@ func (p *parser) pools() []Pool {
 		return []Pool{p.pool("", p.values)}
 	}
 	for _, key := range []string{"nodes", "cpus", "memory", "disk"} {
-		if v, both := p.values[key]; both {
+		if v := p.values[key]; v != "" { // a preset's is taken back by an empty one
 			p.problem(key, v, "cannot stand beside the key pools", "put it into each pool, or drop pools")
 		}
 	}
@@ -232,7 +232,7 @@ func (p *parser) pools() []Pool {
 		at := fmt.Sprintf("pools[%d].", i)
 		values := map[string]string{}
 		for key, v := range entry {
-			known := []string{"name", "nodes", "cpus", "memory", "disk"}
+			known := []string{"name", "type", "nodes", "cpus", "memory", "disk"}
 			if !slices.Contains(known, key) {
 				p.problem(at+key, fmt.Sprint(v), "is not a key of a pool", "the keys are "+strings.Join(known, ", "))
 			}
@@ -246,7 +246,7 @@ func (p *parser) pools() []Pool {
 		}
 		names[name] = true
 		pools = append(pools, p.pool(at, values))
-		pools[i].Name = name
+		pools[i].Name, pools[i].Type = name, values["type"]
 	}
 	return pools
 }

@@ -101,6 +101,11 @@ func TestParsePools(t *testing.T) {
 	for _, needle := range []string{"pools[1].name", "pools[1].cpu", "nodes", "more than 5000 nodes"} {
 		assert.Contains(t, said, needle)
 	}
+
+	s, problems = bed.Parse("mixed", map[string]string{"pools": `[{"name":"a","nodes":1,"type":"c7i.large"},{"name":"b","nodes":1}]`, "nodes": ""}, known())
+	require.NoError(t, problems.Err(), "an empty value takes a preset's back")
+	assert.Equal(t, "c7i.large", s.Nodes()[0].Type)
+	assert.Empty(t, s.Nodes()[1].Type)
 }
 
 // A bed that grows keeps the names, numbers and roles of the nodes it has.

@@ -84,6 +84,7 @@ func fluxMatchPolicies() []string {
 // Pool is a number of like machines.
 type Pool struct {
 	Name   string
+	Type   string // of machine, as a cloud calls it: c7i.2xlarge; empty elsewhere, and where the cloud's own key says it for all pools
 	Nodes  int
 	CPUs   int // per node
 	Memory Size
@@ -104,6 +105,7 @@ type Node struct {
 	Name   string
 	Index  int // from 0, over all pools
 	Pool   string
+	Type   string // the pool's
 	Role   Role
 	CPUs   int
 	Memory Size
@@ -121,7 +123,7 @@ func (s Spec) Nodes() []Node {
 				role = Control
 			}
 			nodes = append(nodes, Node{
-				Name: NodeName(s.Name, len(nodes)), Index: len(nodes), Pool: p.Name, Role: role,
+				Name: NodeName(s.Name, len(nodes)), Index: len(nodes), Pool: p.Name, Type: p.Type, Role: role,
 				CPUs: p.CPUs, Memory: p.Memory, Disk: p.Disk,
 			})
 		}

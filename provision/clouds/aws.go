@@ -12,9 +12,8 @@ import (
 // AWS is what a bed's keys aws.… say.
 type AWS struct {
 	Region, Zone   string // us-east-1, us-east-1a
-	Type           string // of the instances: c7i.2xlarge
 	ThreadsPerCore int    // 0 is the type's own
-	EFA            bool
+	EFA            bool   // an adapter for each node that computes
 	Spot           bool
 	SSHFrom        netip.Prefix // zero: the address that the program's calls come from
 	// AMI is a machine image that is there, and AMIOwner the account it is of: self, or digits. None is made of the bed's image.
@@ -33,7 +32,7 @@ var (
 func ReadAWS(values map[string]string) (AWS, bed.Problems) {
 	r := &reader{cloud: "aws", values: values}
 	a := AWS{
-		Region: values["region"], Zone: values["zone"], Type: values["instanceType"], EFA: r.truth("efa"), Spot: r.truth("spot"), SSHFrom: r.source("sshFrom"),
+		Region: values["region"], Zone: values["zone"], EFA: r.truth("efa"), Spot: r.truth("spot"), SSHFrom: r.source("sshFrom"),
 		AMI: values["ami"], AMIOwner: values["amiOwner"], KeepImage: r.truth("keepImage"),
 	}
 	if a.Region == "" {
@@ -52,11 +51,6 @@ func ReadAWS(values map[string]string) (AWS, bed.Problems) {
 		a.Zone = a.Region + "a"
 	} else if zone, ok := strings.CutPrefix(a.Zone, a.Region); !ok || len(zone) != 1 {
 		r.problem("zone", "is not a zone of region "+a.Region, "write such as "+a.Region+"a: a bed is in one zone, and that in its region")
-	}
-	if !awsType.MatchString(a.Type) {
-		r.problem("instanceType", "is not a type of instance", "write such as c7i.2xlarge")
-	} else if t, ok := typeOf("aws", a.Type); ok && a.EFA && !t.EFA {
-		r.problem("instanceType", "has no Elastic Fabric Adapter, which aws.efa asks for", "choose a type that has one, such as hpc7g.4xlarge or c7i.48xlarge, or write -c aws.efa=false")
 	}
 	switch values["threadsPerCore"] {
 	case "":

@@ -88,6 +88,7 @@ func TestAWS(t *testing.T) {
 			{map[string]string{"aws.instanceType": "t3.micro", "cpus": "2", "memory": "1GiB"}, "aws.instanceType", "cannot be placed close to its siblings"},
 			{map[string]string{"aws.instanceType": "hpc6a.48xlarge", "aws.spot": "true"}, "aws.spot", "there are none of as hpc6a.48xlarge"},
 			{map[string]string{"aws.instanceType": "m5.large", "cpus": "4", "memory": "8GiB"}, "cpus", "which is 2"},
+			{map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":2,"type":"nope.large","cpus":2,"memory":"8GiB"}]`}, "pools[1].type", "no type that region us-east-1 has"},
 		} {
 			values := awsWith(fit.settings)
 			spec, problems := parse(values)
@@ -128,6 +129,10 @@ func TestAWS(t *testing.T) {
 		assert.Equal(t, "nodes: \"3\": take 24 vCPUs, and of the quota \"Running On-Demand Standard instances\" your account has 16 left of 40 in region us-east-1",
 			strings.Split(problems[0].String(), "\n")[0])
 		assert.Equal(t, 3, bed.Problems(problems).ExitCode())
+		assert.Empty(t, fit(map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":4,"type":"c7i.large"}]`}), "16 are left")
+		problems = fit(map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":5,"type":"c7i.large"}]`})
+		require.Len(t, problems, 1)
+		assert.Contains(t, problems[0].Reason, "take 18 vCPUs")
 		assert.Empty(t, fit(map[string]string{"nodes": "3", "aws.spot": "true"}), "spot instances have another, which is not told")
 		limit = 23
 		assert.Len(t, fit(map[string]string{"name": "ours", "nodes": "3"}), 1)

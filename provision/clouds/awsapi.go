@@ -101,61 +101,80 @@ func plainly(err error) error {
 	return err
 }
 
-// Fit looks at the type of instance, at the machine image that is named, and at how much of the type the account may have.
+// Fit looks at the types of instance, at the machine image that is named, and at how much of them the account may have.
 func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	found, err := a.ec2.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(a.s.Type)}})
-	if err != nil || len(found.InstanceTypes) == 0 {
-		return []bed.Problem{problem("aws.instanceType", a.s.Type, "`aws ec2 describe-instance-types` lists them", "is no type that region %s has: %v", a.s.Region, plainly(err))}
-	}
-	t := found.InstanceTypes[0]
-	problems := a.fitType(spec, t)
-	offered, err := a.ec2.DescribeInstanceTypeOfferings(ctx, &ec2.DescribeInstanceTypeOfferingsInput{
-		LocationType: types.LocationTypeAvailabilityZone, Filters: []types.Filter{filter("instance-type", a.s.Type)},
-	})
-	if err == nil {
-		var zones []string
-		for _, o := range offered.InstanceTypeOfferings {
-			zones = append(zones, aws.ToString(o.Location))
+	architecture, problems := a.fitImage(ctx)
+	known := map[string]types.InstanceTypeInfo{}
+	for i := range spec.Pools {
+		name, key := typeName(spec, i)
+		t, ok := known[name]
+		if !ok {
+			found, err := a.ec2.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{InstanceTypes: []types.InstanceType{types.InstanceType(name)}})
+			if err != nil || len(found.InstanceTypes) == 0 {
+				problems = once(problems, problem(key, name, "`aws ec2 describe-instance-types` lists them", "is no type that region %s has: %v", a.s.Region, plainly(err)))
+				continue
+			}
+			t = found.InstanceTypes[0]
+			known[name], problems = t, append(problems, a.fitZone(ctx, name)...)
 		}
-		if len(zones) > 0 && !slices.Contains(zones, a.s.Zone) {
-			problems = append(problems, problem("aws.zone", a.s.Zone, "write -c aws.zone="+zones[0], "has no %s; there are some in %s", a.s.Type, strings.Join(zones, ", ")))
-		}
+		problems = once(problems, a.fitType(spec, i, t, architecture)...)
 	}
-	architecture := Architecture
-	if a.s.AMI != "" {
-		images, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{a.s.AMI}, Owners: []string{a.s.AMIOwner}})
-		if err != nil || len(images.Images) == 0 {
-			return append(problems, problem("aws.ami", a.s.AMI, "name one that is there, and whose it is with -c aws.amiOwner=", "is no machine image of account %s in region %s: %v", a.s.AMIOwner, a.s.Region, plainly(err)))
-		}
-		architecture = string(images.Images[0].Architecture)
-	}
-	if p := t.ProcessorInfo; p != nil && !slices.Contains(p.SupportedArchitectures, types.ArchitectureType(architecture)) {
-		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type or an image of the other's architecture",
-			"is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, architecture))
-	}
-	return slices.Concat(problems, a.fitQuota(ctx, spec, t), a.fitNetwork(ctx, spec))
+	return slices.Concat(problems, a.fitQuota(ctx, spec, known), a.fitNetwork(ctx, spec))
 }
 
-func (a *awsCloud) fitType(spec bed.Spec, t types.InstanceTypeInfo) (problems []bed.Problem) {
-	if n := t.NetworkInfo; a.s.EFA && n != nil && !aws.ToBool(n.EfaSupported) {
-		problems = append(problems, problem("aws.efa", "true", "choose a type that has one, or write -c aws.efa=false", "asks for an Elastic Fabric Adapter, and %s has none", a.s.Type))
+// fitImage tells which architecture the image that the instances boot is for; empty is one that is not there.
+func (a *awsCloud) fitImage(ctx context.Context) (architecture string, problems []bed.Problem) {
+	if a.s.AMI == "" {
+		return Architecture, nil
+	}
+	images, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{a.s.AMI}, Owners: []string{a.s.AMIOwner}})
+	if err != nil || len(images.Images) == 0 {
+		return "", []bed.Problem{problem("aws.ami", a.s.AMI, "name one that is there, and whose it is with -c aws.amiOwner=", "is no machine image of account %s in region %s: %v", a.s.AMIOwner, a.s.Region, plainly(err))}
+	}
+	return string(images.Images[0].Architecture), nil
+}
+
+// fitZone tells whether the bed's zone has the type. An account that may not ask is told by AWS later.
+func (a *awsCloud) fitZone(ctx context.Context, name string) []bed.Problem {
+	offered, err := a.ec2.DescribeInstanceTypeOfferings(ctx, &ec2.DescribeInstanceTypeOfferingsInput{
+		LocationType: types.LocationTypeAvailabilityZone, Filters: []types.Filter{filter("instance-type", name)},
+	})
+	if err != nil {
+		return nil
+	}
+	var zones []string
+	for _, o := range offered.InstanceTypeOfferings {
+		zones = append(zones, aws.ToString(o.Location))
+	}
+	if len(zones) == 0 || slices.Contains(zones, a.s.Zone) {
+		return nil
+	}
+	return []bed.Problem{problem("aws.zone", a.s.Zone, "write -c aws.zone="+zones[0], "has no %s; there are some in %s", name, strings.Join(zones, ", "))}
+}
+
+func (a *awsCloud) fitType(spec bed.Spec, pool int, t types.InstanceTypeInfo, architecture string) (problems []bed.Problem) {
+	name, key := typeName(spec, pool)
+	if p := t.ProcessorInfo; p != nil && architecture != "" && !slices.Contains(p.SupportedArchitectures, types.ArchitectureType(architecture)) {
+		problems = append(problems, problem(key, name, "choose a type or an image of the other's architecture", "is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, architecture))
+	}
+	if n := t.NetworkInfo; a.s.EFA && computes(spec, pool) && n != nil && !aws.ToBool(n.EfaSupported) {
+		problems = append(problems, problem("aws.efa", "true", "choose a type that has one, or write -c aws.efa=false", "asks for an Elastic Fabric Adapter, and %s has none", name))
 	}
 	if u := t.SupportedUsageClasses; a.s.Spot && len(u) > 0 && !slices.Contains(u, types.UsageClassTypeSpot) {
-		problems = append(problems, problem("aws.spot", "true", "write -c aws.spot=false", "asks for spot instances, which there are none of as %s", a.s.Type))
+		problems = append(problems, problem("aws.spot", "true", "write -c aws.spot=false", "asks for spot instances, which there are none of as %s", name))
 	}
 	if g := t.PlacementGroupInfo; spec.Size() > 1 && g != nil && !slices.Contains(g.SupportedStrategies, types.PlacementGroupStrategyCluster) {
-		problems = append(problems, problem("aws.instanceType", a.s.Type, "choose a type for computing, such as c7i.2xlarge", "cannot be placed close to its siblings"))
+		problems = append(problems, problem(key, name, "choose a type for computing, such as c7i.2xlarge", "cannot be placed close to its siblings"))
 	}
 	if v := t.VCpuInfo; v != nil {
-		threads := max(int(aws.ToInt32(v.DefaultThreadsPerCore)), 1)
-		want := int(aws.ToInt32(v.DefaultVCpus))
+		want := vcpus(t)
 		if a.s.ThreadsPerCore > 0 {
-			want = want / threads * a.s.ThreadsPerCore
+			want = want / max(int(aws.ToInt32(v.DefaultThreadsPerCore)), 1) * a.s.ThreadsPerCore
 		}
-		if have := spec.Pools[0].CPUs; have != want {
-			problems = append(problems, problem("cpus", fmt.Sprint(have), fmt.Sprintf("write -c cpus=%d", want), "is not what a %s has, which is %d", a.s.Type, want))
+		if have := spec.Pools[pool].CPUs; have != want {
+			problems = append(problems, problem("cpus", fmt.Sprint(have), fmt.Sprintf("write %d for it", want), "is not what a %s has, which is %d", name, want))
 		}
 	}
 	return problems
@@ -189,22 +208,28 @@ func (a *awsCloud) quota(ctx context.Context, service, code string) (name string
 
 const moreQuota = "ask for more at https://console.aws.amazon.com/servicequotas, "
 
-// fitQuota compares the quota with what the bed needs of it besides what others have running.
-func (a *awsCloud) fitQuota(ctx context.Context, spec bed.Spec, t types.InstanceTypeInfo) []bed.Problem {
-	code := quotaOf(a.s.Type, a.s.Spot)
-	name, value, ok := a.quota(ctx, "ec2", code)
-	if code == "" || !ok {
-		return nil
+// fitQuota compares the quotas with what the bed needs of them besides what others have running.
+func (a *awsCloud) fitQuota(ctx context.Context, spec bed.Spec, known map[string]types.InstanceTypeInfo) (problems []bed.Problem) {
+	needs := map[string]int{}
+	for i, pool := range spec.Pools {
+		name, _ := typeName(spec, i)
+		needs[quotaOf(name, a.s.Spot)] += pool.Nodes * vcpus(known[name])
 	}
-	used, err := a.used(ctx, spec.Name, code)
-	if err != nil {
-		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), "docs/clouds.md has the rights that are needed", "cannot be compared with what your account has running: %v", err)}
+	for _, code := range slices.Sorted(maps.Keys(needs)) {
+		name, value, ok := a.quota(ctx, "ec2", code)
+		if code == "" || !ok {
+			continue
+		}
+		used, err := a.used(ctx, spec.Name, code)
+		if err != nil {
+			return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), "docs/clouds.md has the rights that are needed", "cannot be compared with what your account has running: %v", err)}
+		}
+		if need := float64(needs[code]); need+used > value {
+			problems = append(problems, problem("nodes", fmt.Sprint(spec.Size()), moreQuota+"or for fewer nodes, or end what you need no more",
+				"take %g vCPUs, and of the quota %q your account has %g left of %g in region %s", need, name, max(value-used, 0), value, a.s.Region))
+		}
 	}
-	if need := float64(spec.Size() * vcpus(t)); need+used > value {
-		return []bed.Problem{problem("nodes", fmt.Sprint(spec.Size()), moreQuota+"or for fewer nodes, or end what you need no more",
-			"take %g vCPUs, and of the quota %q your account has %g left of %g in region %s", need, name, max(value-used, 0), value, a.s.Region)}
-	}
-	return nil
+	return problems
 }
 
 // vcpus are what quotas count, also where an instance does without some.

@@ -174,10 +174,16 @@ func Check(spec bed.Spec) bed.Problems {
 	case "openstack":
 		_, problems = ReadOpenStack(spec.Settings)
 	default:
-		return nil
+		for i, pool := range spec.Pools {
+			if pool.Type != "" {
+				problems = append(problems, bed.Problem{Key: fmt.Sprintf("pools[%d].type", i), Value: pool.Type, Reason: "is a cloud's type of machine, and the bed's driver is " + spec.Driver,
+					Remedy: "write cpus and memory instead, or -c driver= one of " + strings.Join(Names(), ", ")})
+			}
+		}
+		return problems
 	}
-	if len(spec.Pools) > 1 {
-		problems = append(problems, bed.Problem{Key: "pools", Value: fmt.Sprint(len(spec.Pools)), Reason: "are machines of several kinds, and a bed in a cloud has one", Remedy: "write nodes, and the cloud's type of machine"})
+	for i := range spec.Pools {
+		problems = once(problems, checkType(spec, i)...)
 	}
 	if spec.TTL == 0 {
 		problems = append(problems, bed.Problem{Key: "ttl", Reason: "is not set, and rented machines cost until somebody removes them", Remedy: "write -c ttl=8h, or as long as the bed is for"})
@@ -189,17 +195,20 @@ func Check(spec bed.Spec) bed.Problems {
 func Image(settings map[string]string) string { return settings["ami"] + settings["image"] }
 
 // CheckHost finds what keeps the image that the bed's machines boot from being baked.
-func CheckHost(spec bed.Spec) bed.Problems {
-	name, key := typeName(spec)
-	t, ok := typeOf(spec.Driver, name)
-	if !ok || t.Architecture == Architecture || Image(spec.Settings) != "" {
-		return nil
-	}
+func CheckHost(spec bed.Spec) (problems bed.Problems) {
 	there := map[string]string{"aws": "aws.ami", "openstack": "openstack.image"}[spec.Driver]
-	return bed.Problems{{
-		Key: key, Value: name, Reason: "is a machine of architecture " + t.Architecture + ", and disks are baked for " + Architecture + " only", Host: true,
-		Remedy: "name an image for " + t.Architecture + " that is there with -c " + there + "=…, or choose a type of the other",
-	}}
+	for i := range spec.Pools {
+		name, key := typeName(spec, i)
+		t, ok := typeOf(spec.Driver, name)
+		if !ok || t.Architecture == Architecture || Image(spec.Settings) != "" {
+			continue
+		}
+		problems = once(problems, bed.Problem{
+			Key: key, Value: name, Reason: "is a machine of architecture " + t.Architecture + ", and disks are baked for " + Architecture + " only", Host: true,
+			Remedy: "name an image for " + t.Architecture + " that is there with -c " + there + "=…, or choose a type of the other",
+		})
+	}
+	return problems
 }
 
 // Architecture is what our disks are baked for, as AWS calls it.

@@ -18,7 +18,7 @@ import (
 
 // parse is what package stacks does with a configuration.
 func parse(values map[string]string) (bed.Spec, bed.Problems) {
-	spec, problems := bed.Parse("aws", values, bed.Known{Drivers: clouds.Names(), Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm"}, Kubernetes: []string{"none"}})
+	spec, problems := bed.Parse("aws", values, bed.Known{Drivers: append(clouds.Names(), "nspawn"), Images: []string{"debian-12"}, WorkloadManagers: []string{"slurm"}, Kubernetes: []string{"none"}})
 	problems = append(problems, clouds.Check(spec)...)
 	return spec, append(problems, clouds.Shape(&spec, values)...)
 }
@@ -71,6 +71,12 @@ func TestWhatIsWrongWithACloudsKeys(t *testing.T) {
 		{openStackWith(map[string]string{"openstack.externalNetwork": ""}), "openstack.externalNetwork", "openstack network list --external"},
 		{openStackWith(map[string]string{"openstack.nameservers": "192.0.2.53, dns"}), "openstack.nameservers", "dns"},
 		{openStackWith(map[string]string{"aws.region": "us-east-1"}), "aws.region", "about driver aws"},
+		{awsWith(map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":1,"type":"big","cpus":2,"memory":"4GiB"}]`}), "pools[1].type", "such as c7i.2xlarge"},
+		{awsWith(map[string]string{"aws.instanceType": "", "pools": `[{"name":"a","nodes":1,"type":"c7i.large"},{"name":"b","nodes":1},{"name":"c","nodes":1}]`}), "aws.instanceType", "such as c7i.2xlarge"},
+		{awsWith(map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":1,"type":"c7i.large","cpus":8}]`}), "pools[1].cpus", "which is 2"},
+		{awsWith(map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":1,"type":"m7i.large","cpus":2}]`}), "pools[1].memory", "has no type m7i.large"},
+		{awsWith(map[string]string{"aws.efa": "true", "pools": `[{"name":"a","nodes":1},{"name":"b","nodes":1,"type":"c7i.large"}]`}), "pools[1].type", "Elastic Fabric Adapter"},
+		{map[string]string{"driver": "nspawn", "pools": `[{"name":"a","nodes":1},{"name":"b","nodes":1,"type":"c7i.large"}]`}, "pools[1].type", "the bed's driver is nspawn"},
 	} {
 		_, problems := parse(c.values)
 		require.Len(t, problems, 1, "%v: %v", c.values, problems)
@@ -123,6 +129,26 @@ func TestEstimateSaysWhereThereIsNoPrice(t *testing.T) {
 	}
 	_, err = clouds.ReadPrices(own + "-missing")
 	assert.ErrorContains(t, err, "cannot be read")
+}
+
+// What unlike machines cost is the sum of what each does, and no price where one has none.
+func TestEstimateOfUnlikePools(t *testing.T) {
+	prices, err := clouds.ReadPrices("")
+	require.NoError(t, err)
+	of := func(pools string) clouds.Estimate {
+		spec, problems := parse(awsWith(map[string]string{"aws.instanceType": "c7i.48xlarge", "aws.efa": "true", "pools": pools}))
+		require.Empty(t, problems, "the control node's type needs no adapter")
+		return clouds.EstimateOf(spec, prices)
+	}
+	e := of(`[{"name":"serves","nodes":1,"type":"c7i.large","disk":"10GiB"},{"name":"a","nodes":2},{"name":"b","nodes":1,"disk":"100GiB"}]`)
+	assert.Equal(t, []clouds.Count{{"c7i.large", 1}, {"c7i.48xlarge", 3}}, e.Types)
+	assert.Equal(t, []any{4, 2 + 3*192, 4 + 3*384.0, 10 + 2*40 + 100.0}, []any{e.Instances, e.VCPUs, e.MemoryGiB, e.DiskGiB})
+	assert.InDelta(t, 0.08925+3*8.568+190*0.08/730+4*0.005, e.PerHour, 1e-9)
+	assert.Contains(t, e.String(), "1 × c7i.large, 3 × c7i.48xlarge on aws: in all 578 CPUs")
+	e = of(`[{"name":"serves","nodes":1,"type":"m7i.large","cpus":2,"memory":"8GiB"},{"name":"a","nodes":2}]`)
+	assert.False(t, e.HasPrice)
+	assert.Zero(t, e.PerHour)
+	assert.Contains(t, e.String(), "not all of m7i.large, c7i.48xlarge; --prices FILE")
 }
 
 // Types of another architecture need an image that somebody else has made.

@@ -10,7 +10,6 @@ import (
 // clouds.yaml, or the variables OS_….
 type OpenStack struct {
 	Region          string // empty is the only one, or the environment's
-	Flavor          string // of the servers: m3.quad
 	ExternalNetwork string // that floating addresses are of
 	SSHFrom         netip.Prefix
 	Nameservers     []string
@@ -22,11 +21,8 @@ type OpenStack struct {
 func ReadOpenStack(values map[string]string) (OpenStack, bed.Problems) {
 	r := &reader{cloud: "openstack", values: values}
 	o := OpenStack{
-		Region: values["region"], Flavor: values["flavor"], ExternalNetwork: values["externalNetwork"], SSHFrom: r.source("sshFrom"),
+		Region: values["region"], ExternalNetwork: values["externalNetwork"], SSHFrom: r.source("sshFrom"),
 		Image: values["image"], KeepImage: r.truth("keepImage"), Nameservers: r.addresses("nameservers"),
-	}
-	if o.Flavor == "" {
-		r.problem("flavor", "is not set", "write -c openstack.flavor=NAME; `openstack flavor list` shows them")
 	}
 	if o.ExternalNetwork == "" {
 		r.problem("externalNetwork", "is not set", "write -c openstack.externalNetwork=NAME; `openstack network list --external` shows them")

@@ -3,6 +3,7 @@
 package clouds
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -244,17 +245,23 @@ func TestOpenStackCheckDoesNotWaitForEver(t *testing.T) {
 }
 
 func TestOpenStackFit(t *testing.T) {
-	fits := bed.Spec{Name: ours.Bed, Pools: []bed.Pool{{Nodes: 2, CPUs: 4, Memory: 15 * bed.GiB}}}
 	for name, c := range map[string]struct {
-		s    OpenStack
-		is   func(*fakeOpenStack)
-		want []string // the beginning of each problem
+		s      OpenStack
+		flavor string
+		pools  []bed.Pool
+		is     func(*fakeOpenStack)
+		want   []string // the beginning of each problem
 	}{
 		"all is well": {},
-		"no such flavor": {s: OpenStack{Flavor: "m5.huge"}, want: []string{
+		"no such flavor": {flavor: "m5.huge", want: []string{
 			"openstack.flavor: \"m5.huge\": is none of the flavors that there are for you: m1.small, m3.quad, m3.tiny\n"}},
-		"another size": {s: OpenStack{Flavor: "m1.small"}, want: []string{
-			"cpus: \"4\": is not what a m1.small has, which is 1\n    → write -c cpus=1", "memory: \"15GiB\": is not what a m1.small has, which is 2GiB\n    → write -c memory=2GiB"}},
+		"another size": {flavor: "m1.small", want: []string{
+			"cpus: \"4\": is not what a m1.small has, which is 1\n    → write 1 for it", "memory: \"15GiB\": is not what a m1.small has, which is 2GiB\n    → write 2GiB for it"}},
+		"unlike pools": {pools: []bed.Pool{{Nodes: 1, Type: "m1.small", CPUs: 1, Memory: 2 * bed.GiB}, {Nodes: 4, CPUs: 4, Memory: 15 * bed.GiB}}},
+		"unlike pools, too many": {pools: []bed.Pool{{Nodes: 1, Type: "m1.small", CPUs: 1, Memory: 2 * bed.GiB}, {Nodes: 5, CPUs: 4, Memory: 15 * bed.GiB}}, want: []string{
+			"nodes: \"6\": take 21 vCPUs, and your project has 20 left of 20\n"}},
+		"unlike pools, one of no flavor": {pools: []bed.Pool{{Nodes: 1, CPUs: 4, Memory: 15 * bed.GiB}, {Nodes: 1, Type: "m5.huge", CPUs: 4, Memory: 15 * bed.GiB}}, want: []string{
+			"pools[1].type: \"m5.huge\": is none of the flavors that there are for you: m1.small, m3.quad, m3.tiny\n"}},
 		"no such network": {s: OpenStack{ExternalNetwork: "world"}, want: []string{
 			"openstack.externalNetwork: \"world\": is none of the external networks that there are for you: public\n"}},
 		"no such image": {s: OpenStack{Image: "ubuntu"}, want: []string{"openstack.image: \"ubuntu\": is the name of 0 images\n"}},
@@ -291,14 +298,15 @@ func TestOpenStackFit(t *testing.T) {
 			if c.is != nil {
 				c.is(f)
 			}
-			s := OpenStack{Flavor: "m3.quad", ExternalNetwork: "public", Image: c.s.Image}
-			if c.s.Flavor != "" {
-				s.Flavor = c.s.Flavor
+			s := OpenStack{ExternalNetwork: "public", Image: c.s.Image}
+			spec := bed.Spec{Name: ours.Bed, Driver: "openstack", Settings: map[string]string{"flavor": cmp.Or(c.flavor, "m3.quad")}, Pools: c.pools}
+			if len(spec.Pools) == 0 {
+				spec.Pools = []bed.Pool{{Nodes: 2, CPUs: 4, Memory: 15 * bed.GiB}}
 			}
 			if c.s.ExternalNetwork != "" {
 				s.ExternalNetwork = c.s.ExternalNetwork
 			}
-			problems := (&openStackCloud{s: s}).Fit(t.Context(), fits)
+			problems := (&openStackCloud{s: s}).Fit(t.Context(), spec)
 			require.Len(t, problems, len(c.want), "%v", problems)
 			for i, want := range c.want {
 				assert.True(t, strings.HasPrefix(problems[i].String(), want), problems[i].String())

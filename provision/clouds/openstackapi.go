@@ -154,7 +154,7 @@ func (o *openStackCloud) outside(err error) []bed.Problem {
 	}
 }
 
-// Fit looks at the flavor, at the external network, at the image that is named, and at how much the project may have.
+// Fit looks at the flavors, at the external network, at the image that is named, and at how much the project may have.
 func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 	ctx, cancel := context.WithTimeout(ctx, openStackTimeout)
 	defer cancel()
@@ -162,17 +162,21 @@ func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 	if err != nil {
 		return o.outside(err)
 	}
-	problems := slices.Concat(o.fitNetwork(ctx, in), o.fitImage(ctx, in))
+	problems := slices.Concat(o.fitNetwork(ctx, in), o.fitImage(ctx, in, spec))
 	found, err := all(ctx, "flavors", flavors.ListDetail(in.compute, flavors.ListOpts{}), flavors.ExtractFlavors)
 	if err != nil {
-		return append(problems, problem("openstack.flavor", o.s.Flavor, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err))
+		return append(problems, problem("", "", "docs/clouds.md has the rights that are needed", "OpenStack does not tell its flavors: %v", err))
 	}
-	i := slices.IndexFunc(found, func(f flavors.Flavor) bool { return f.Name == o.s.Flavor })
-	if i < 0 {
-		return append(problems, problem("openstack.flavor", o.s.Flavor, "write -c openstack.flavor= one of them", "is none of the flavors that there are for you: %s",
-			names(found, func(f flavors.Flavor) string { return f.Name })))
+	for i := range spec.Pools {
+		name, key := typeName(spec, i)
+		at := slices.IndexFunc(found, func(f flavors.Flavor) bool { return f.Name == name })
+		if at < 0 {
+			problems = once(problems, problem(key, name, "write one of them", "is none of the flavors that there are for you: %s", names(found, func(f flavors.Flavor) string { return f.Name })))
+			continue
+		}
+		problems = once(problems, fitFlavor(spec.Pools[i], found[at])...)
 	}
-	return slices.Concat(problems, fitFlavor(spec, found[i]), fitQuota(ctx, in, spec, found[i]))
+	return append(problems, fitQuota(ctx, in, spec)...)
 }
 
 // names are for people to choose from.
@@ -185,13 +189,12 @@ func names[T any](list []T, name func(T) string) string {
 	return cmp.Or(strings.Join(text, ", "), "there are none")
 }
 
-func fitFlavor(spec bed.Spec, f flavors.Flavor) (problems []bed.Problem) {
-	pool := spec.Pools[0]
+func fitFlavor(pool bed.Pool, f flavors.Flavor) (problems []bed.Problem) {
 	if pool.CPUs != f.VCPUs {
-		problems = append(problems, problem("cpus", fmt.Sprint(pool.CPUs), fmt.Sprintf("write -c cpus=%d", f.VCPUs), "is not what a %s has, which is %d", f.Name, f.VCPUs))
+		problems = append(problems, problem("cpus", fmt.Sprint(pool.CPUs), fmt.Sprintf("write %d for it", f.VCPUs), "is not what a %s has, which is %d", f.Name, f.VCPUs))
 	}
 	if memory := bed.Size(f.RAM) * bed.MiB; pool.Memory != memory {
-		problems = append(problems, problem("memory", pool.Memory.String(), fmt.Sprintf("write -c memory=%v", memory), "is not what a %s has, which is %v", f.Name, memory))
+		problems = append(problems, problem("memory", pool.Memory.String(), fmt.Sprintf("write %v for it", memory), "is not what a %s has, which is %v", f.Name, memory))
 	}
 	return problems
 }
@@ -210,7 +213,7 @@ func (o *openStackCloud) fitNetwork(ctx context.Context, in *openStack) []bed.Pr
 	return nil
 }
 
-func (o *openStackCloud) fitImage(ctx context.Context, in *openStack) []bed.Problem {
+func (o *openStackCloud) fitImage(ctx context.Context, in *openStack, spec bed.Spec) (problems []bed.Problem) {
 	if o.s.Image == "" {
 		return nil
 	}
@@ -227,14 +230,17 @@ func (o *openStackCloud) fitImage(ctx context.Context, in *openStack) []bed.Prob
 	if of == "aarch64" {
 		of = "arm64"
 	}
-	if t, ok := typeOf("openstack", o.s.Flavor); ok && said && of != t.Architecture {
-		return []bed.Problem{problem("openstack.image", o.s.Image, "choose a flavor or an image of the other's architecture", "is for %s, and a %s is a machine of architecture %s", of, o.s.Flavor, t.Architecture)}
+	for i := range spec.Pools {
+		name, _ := typeName(spec, i)
+		if t, ok := typeOf("openstack", name); ok && said && of != t.Architecture {
+			problems = once(problems, problem("openstack.image", o.s.Image, "choose a flavor or an image of the other's architecture", "is for %s, and a %s is a machine of architecture %s", of, name, t.Architecture))
+		}
 	}
-	return nil
+	return problems
 }
 
 // fitQuota compares what the project has left with what the bed needs besides what it has already. What a cloud does not tell, it says later.
-func fitQuota(ctx context.Context, in *openStack, spec bed.Spec, f flavors.Flavor) (problems []bed.Problem) {
+func fitQuota(ctx context.Context, in *openStack, spec bed.Spec) (problems []bed.Problem) {
 	compare := func(what string, need, used, limit int) {
 		if left := limit - used; limit >= 0 && need > 0 && need > left { // -1 is no limit
 			problems = append(problems, problem("nodes", fmt.Sprint(spec.Size()), "ask those who run the cloud for more, or for fewer nodes, or remove what you need no more",
@@ -245,17 +251,23 @@ func fitQuota(ctx context.Context, in *openStack, spec bed.Spec, f flavors.Flavo
 	if err != nil {
 		return []bed.Problem{problem("", "", "docs/clouds.md has the rights that are needed", "OpenStack does not tell what there is of the bed: %v", err)}
 	}
-	have := map[string]int{}
+	have, there := map[string]int{}, map[string]bool{}
 	for _, t := range found {
 		if t.tags[TagBed] == spec.Name {
 			have[t.kind]++
+			there[t.tags[TagNode]] = true
+		}
+	}
+	more, cpus, memory := 0, 0, bed.Size(0)
+	for _, n := range spec.Nodes() {
+		if !there[n.Name] {
+			more, cpus, memory = more+1, cpus+n.CPUs, memory+n.Memory
 		}
 	}
 	if l, err := limits.Get(ctx, in.compute, nil).Extract(); err == nil {
-		more := spec.Size() - have[kindServer]
 		compare("servers", more, l.Absolute.TotalInstancesUsed, l.Absolute.MaxTotalInstances)
-		compare("vCPUs", more*f.VCPUs, l.Absolute.TotalCoresUsed, l.Absolute.MaxTotalCores)
-		compare("MiB of memory", more*f.RAM, l.Absolute.TotalRAMUsed, l.Absolute.MaxTotalRAMSize)
+		compare("vCPUs", cpus, l.Absolute.TotalCoresUsed, l.Absolute.MaxTotalCores)
+		compare("MiB of memory", int(memory/bed.MiB), l.Absolute.TotalRAMUsed, l.Absolute.MaxTotalRAMSize)
 	}
 	if token, ok := in.network.GetAuthResult().(tokens.CreateResult); ok {
 		if project, err := token.ExtractProject(); err == nil && project != nil {

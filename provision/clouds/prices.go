@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
+	"slices"
 	"strings"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
@@ -90,67 +90,13 @@ func (p Prices) check() error {
 	return nil
 }
 
-// typeOf finds a type in this package's list.
-func typeOf(cloud, name string) (Type, bool) {
-	p, err := ReadPrices("")
-	if err != nil {
-		return Type{}, false
-	}
-	t, ok := p.Clouds[cloud].Types[name]
-	return t, ok
-}
-
-// typeName is the type of machine that a bed is of.
-func typeName(spec bed.Spec) (name, key string) {
-	if spec.Driver == "aws" {
-		return spec.Settings["instanceType"], "aws.instanceType"
-	}
-	return spec.Settings["flavor"], "openstack.flavor"
-}
-
-// Shape gives a bed's machines the CPUs and memory that their type has. A configuration that says something else is wrong, and one of a type
-// that the list does not have must say both. values are the configuration's.
-func Shape(spec *bed.Spec, values map[string]string) bed.Problems {
-	if !Is(spec.Driver) || len(spec.Pools) != 1 {
-		return nil
-	}
-	var problems bed.Problems
-	name, typeKey := typeName(*spec)
-	t, ok := typeOf(spec.Driver, name)
-	if !ok {
-		for _, key := range []string{"cpus", "memory"} {
-			if values[key] == "" && name != "" {
-				problems = append(problems, bed.Problem{Key: key, Reason: "is not set, and this build's list has no type " + name, Remedy: "write what a machine of that type has with -c " + key + "=…"})
-			}
-		}
-		return problems
-	}
-	cpus, memory := t.VCPUs, bed.Size(t.MemoryGiB)*bed.GiB
-	switch threads, _ := strconv.Atoi(spec.Settings["threadsPerCore"]); {
-	case threads < 1 || threads > 2: // not said, or wrong whatever the type
-	case threads <= t.ThreadsPerCore:
-		cpus = t.VCPUs / t.ThreadsPerCore * threads
-	default:
-		problems = append(problems, bed.Problem{Key: spec.Driver + ".threadsPerCore", Value: spec.Settings["threadsPerCore"], Reason: "is more than a core of " + name + " has", Remedy: "leave it out"})
-	}
-	pool := &spec.Pools[0]
-	if values["cpus"] != "" && pool.CPUs != cpus {
-		problems = append(problems, bed.Problem{Key: "cpus", Value: values["cpus"], Reason: fmt.Sprintf("is not what a %s has, which is %d", name, cpus), Remedy: "leave it out, or choose another " + typeKey})
-	}
-	if values["memory"] != "" && pool.Memory != memory {
-		problems = append(problems, bed.Problem{Key: "memory", Value: values["memory"], Reason: fmt.Sprintf("is not what a %s has, which is %s", name, memory), Remedy: "leave it out, or choose another " + typeKey})
-	}
-	pool.CPUs, pool.Memory = cpus, memory
-	return problems
-}
-
 // DefaultDisk is that of a node in a cloud whose configuration does not say.
 const DefaultDisk = 40 * bed.GiB
 
 // Estimate is what a bed takes and costs.
 type Estimate struct {
 	Cloud     string  `json:"cloud"`
-	Type      string  `json:"type"`
+	Types     []Count `json:"types"` // in the order of the pools
 	Instances int     `json:"instances"`
 	VCPUs     int     `json:"vcpus"` // that processes may use, in all, as are the others
 	MemoryGiB float64 `json:"memoryGiB"`
@@ -158,7 +104,7 @@ type Estimate struct {
 	Addresses int     `json:"addresses"` // public
 	Hours     float64 `json:"hours"`     // until it expires
 	Spot      bool    `json:"spot"`
-	// PerHour and Total are in Currency; HasPrice is false where the list has not the type.
+	// PerHour and Total are in Currency; HasPrice is false where the list has not all types.
 	HasPrice bool    `json:"hasPrice"`
 	Currency string  `json:"currency,omitempty"`
 	PerHour  float64 `json:"perHour"`
@@ -167,13 +113,30 @@ type Estimate struct {
 	Source   string  `json:"source,omitempty"`
 }
 
+// Count is how many machines of a type there are.
+type Count struct {
+	Type      string `json:"type"`
+	Instances int    `json:"instances"`
+}
+
 // EstimateOf adds up what the bed takes and what the list says that it costs, traffic and the image's storage not included.
 func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 	e := Estimate{Cloud: spec.Driver, Instances: spec.Size(), Addresses: spec.Size(), Hours: spec.TTL.Hours(), Spot: spec.Settings["spot"] == "true", Date: prices.Date}
 	if spec.Driver == "openstack" {
 		e.Addresses = 1 // the control node's
 	}
-	e.Type, _ = typeName(spec)
+	list := prices.Clouds[spec.Driver]
+	e.HasPrice = true
+	for i, pool := range spec.Pools {
+		name, _ := typeName(spec, i)
+		if at := slices.IndexFunc(e.Types, func(c Count) bool { return c.Type == name }); at >= 0 {
+			e.Types[at].Instances += pool.Nodes
+		} else {
+			e.Types = append(e.Types, Count{name, pool.Nodes})
+		}
+		t, ok := list.Types[name]
+		e.PerHour, e.HasPrice = e.PerHour+float64(pool.Nodes)*t.PerHour, e.HasPrice && ok
+	}
 	for _, n := range spec.Nodes() {
 		e.VCPUs += n.CPUs
 		e.MemoryGiB += float64(n.Memory) / float64(bed.GiB)
@@ -183,13 +146,12 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 		}
 		e.DiskGiB += float64(disk) / float64(bed.GiB)
 	}
-	list := prices.Clouds[spec.Driver]
-	t, ok := list.Types[e.Type]
-	if !ok {
+	if !e.HasPrice {
+		e.PerHour = 0
 		return e
 	}
-	e.HasPrice, e.Currency, e.Source = true, list.Currency, list.Source
-	e.PerHour = float64(e.Instances)*t.PerHour + e.DiskGiB*list.DiskGiBMonth/monthHours + float64(e.Addresses)*list.AddressHour
+	e.Currency, e.Source = list.Currency, list.Source
+	e.PerHour += e.DiskGiB*list.DiskGiBMonth/monthHours + float64(e.Addresses)*list.AddressHour
 	e.Total = e.PerHour * e.Hours
 	return e
 }
@@ -197,12 +159,16 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 // String says it for people.
 func (e Estimate) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d × %s on %s: in all %d CPUs, %g GiB of memory, %g GiB of disk, public addresses: %d", e.Instances, e.Type, e.Cloud, e.VCPUs, e.MemoryGiB, e.DiskGiB, e.Addresses)
+	var kinds, names []string
+	for _, c := range e.Types {
+		kinds, names = append(kinds, fmt.Sprintf("%d × %s", c.Instances, c.Type)), append(names, c.Type)
+	}
+	fmt.Fprintf(&b, "%s on %s: in all %d CPUs, %g GiB of memory, %g GiB of disk, public addresses: %d", strings.Join(kinds, ", "), e.Cloud, e.VCPUs, e.MemoryGiB, e.DiskGiB, e.Addresses)
 	if e.Hours > 0 {
 		fmt.Fprintf(&b, "; meant to live %g h", e.Hours)
 	}
 	if !e.HasPrice {
-		fmt.Fprintf(&b, "\nno price: the list of %s has no %s; --prices FILE names another", e.Date, e.Type)
+		fmt.Fprintf(&b, "\nno price: the list of %s has not all of %s; --prices FILE names another", e.Date, strings.Join(names, ", "))
 		return b.String()
 	}
 	fmt.Fprintf(&b, "\nabout %.2f %s an hour", e.PerHour, e.Currency)
