@@ -28,7 +28,7 @@ lima:
 
 test: tools
 	go test -timeout 20m $$(go list ./... | grep -v /e2e)
-	go test -timeout 20m -tags clouds ./stacks/... ./provision/clouds
+	go test -timeout 20m -tags clouds ./stacks/... ./provision/clouds ./cmd/pulumi-resource-bedfellow
 	go test -timeout 30m -v ./e2e
 
 e2e:

@@ -3,7 +3,6 @@
 package stacks
 
 import (
-	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -17,14 +16,15 @@ import (
 	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/iam"
 	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/s3"
 	"github.com/pulumi/pulumi-aws/sdk/v7/go/aws/vpc"
+	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
-// awsMachines are a bed's machines on AWS, with the network, the firewall and the machine image that are theirs alone.
-type awsMachines struct {
+// AWSMachines are a bed's machines on AWS, with the network, the firewall and the machine image that are theirs alone.
+type AWSMachines struct {
 	pulumi.ResourceState
 	// Machines are as a Pool shows its own.
 	Machines pulumi.ArrayOutput `pulumi:"machines"`
@@ -35,49 +35,63 @@ type awsMachines struct {
 	options  []pulumi.ResourceOption // of each part: parent and provider
 }
 
-// newAWSMachines makes them.
-func newAWSMachines(ctx *pulumi.Context, r rented, s clouds.AWS, parent pulumi.ResourceOption) (*awsMachines, error) {
-	m := &awsMachines{r: r, s: s}
-	if err := ctx.RegisterComponentResource("bedfellow:index:AwsMachines", r.name+"-machines", m, parent); err != nil {
-		return m, err
+// Annotate describes the component in the schema.
+func (m *AWSMachines) Annotate(a infer.Annotator) {
+	a.SetToken("index", "AwsMachines")
+	a.Describe(m, "A bed's machines on AWS, with the network, the firewall and the machine image that are theirs alone.")
+	a.Describe(&m.Machines, "The machines in the order of the nodes: name, address, port, bedAddress, incarnation, and via, the node through which one is reached.")
+}
+
+// NewAWSMachines makes them. Wrong settings are an error before anything is made.
+func NewAWSMachines(ctx *pulumi.Context, name string, args MachinesArgs, opts ...pulumi.ResourceOption) (*AWSMachines, error) {
+	s, problems := clouds.ReadAWS(args.Settings)
+	if err := problems.Err(); err != nil {
+		return nil, err
+	}
+	r, err := newRented(args, "instanceType")
+	if err != nil {
+		return nil, err
+	}
+	m := &AWSMachines{r: r, s: s}
+	if err := ctx.RegisterComponentResource("bedfellow:index:AwsMachines", name, m, opts...); err != nil {
+		return nil, err
 	}
 	// Whoever runs the program is who the usual variables and files of AWS say; only the place is ours.
-	var err error
-	if m.provider, err = aws.NewProvider(ctx, r.name+"-aws", &aws.ProviderArgs{Region: pulumi.String(s.Region)}, pulumi.Parent(m)); err != nil {
-		return m, err
+	if m.provider, err = aws.NewProvider(ctx, args.Bed+"-aws", &aws.ProviderArgs{Region: pulumi.String(s.Region)}, pulumi.Parent(m)); err != nil {
+		return nil, err
 	}
 	m.options = []pulumi.ResourceOption{pulumi.Parent(m), pulumi.Provider(m.provider)}
 	subnet, group, reachable, err := m.network(ctx)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	ami, err := m.ami(ctx)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	templates, err := m.templates(ctx, ami, subnet, group)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	if err := m.instances(ctx, templates, reachable); err != nil {
-		return m, err
+		return nil, err
 	}
 	return m, ctx.RegisterResourceOutputs(m, pulumi.Map{"machines": m.Machines})
 }
 
-func (m *awsMachines) with(more ...pulumi.ResourceOption) []pulumi.ResourceOption {
+func (m *AWSMachines) with(more ...pulumi.ResourceOption) []pulumi.ResourceOption {
 	return slices.Concat(m.options, more)
 }
 
 // tags are the owner's mark, and the name that the console shows.
-func (m *awsMachines) tags(name string) pulumi.StringMapOutput {
+func (m *AWSMachines) tags(name string) pulumi.StringMapOutput {
 	return m.r.tags(map[string]string{"Name": name})
 }
 
 // network is one subnet in one zone: brokers and pods of a bed that was spread over zones did not find each other. Inside everything may talk
 // to everything, as EFA needs; in comes ssh from one place. reachable is what must be there before a node is of use.
-func (m *awsMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *ec2.SecurityGroup, reachable []pulumi.Resource, err error) {
-	name := m.r.name
+func (m *AWSMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *ec2.SecurityGroup, reachable []pulumi.Resource, err error) {
+	name := m.r.args.Bed
 	from, err := sshSource(ctx.Context(), m.s.SSHFrom, addressService)
 	if err != nil {
 		return nil, nil, nil, err
@@ -110,7 +124,7 @@ func (m *awsMachines) network(ctx *pulumi.Context) (subnet *ec2.Subnet, group *e
 		return nil, nil, nil, err
 	}
 	if group, err = ec2.NewSecurityGroup(ctx, name+"-firewall", &ec2.SecurityGroupArgs{
-		VpcId: network.ID(), Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Name), Tags: m.tags(name),
+		VpcId: network.ID(), Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Bed), Tags: m.tags(name),
 	}, m.options...); err != nil {
 		return nil, nil, nil, err
 	}
@@ -158,7 +172,7 @@ type amiOf struct {
 
 // ami is the machine image that the configuration names, of the account that it names, or one that is made of the bed's image: a file in a
 // bucket, a snapshot of that, and the image.
-func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
+func (m *AWSMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 	if m.s.AMI != "" {
 		found, err := ec2.LookupAmi(ctx, &ec2.LookupAmiArgs{
 			Owners: []string{m.s.AMIOwner}, Filters: []ec2.GetAmiFilter{{Name: "image-id", Values: []string{m.s.AMI}}},
@@ -168,9 +182,13 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 		}
 		return amiOf{pulumi.String(found.Id).ToStringOutput(), pulumi.String(found.RootDeviceName).ToStringOutput()}, nil
 	}
-	name := m.r.name
+	name := m.r.args.Bed
+	path, digest, err := m.r.baked()
+	if err != nil {
+		return amiOf{}, err
+	}
 	bucket, err := s3.NewBucket(ctx, name+"-import", &s3.BucketArgs{
-		Bucket: pulumi.Sprintf("bedfellow-%s-%s", m.r.args.Name, m.r.keys.BedID), ForceDestroy: pulumi.Bool(true), Tags: m.tags(name),
+		Bucket: pulumi.Sprintf("bedfellow-%s-%s", m.r.args.Bed, m.r.args.BedID), ForceDestroy: pulumi.Bool(true), Tags: m.tags(name),
 	}, m.options...)
 	if err != nil {
 		return amiOf{}, err
@@ -182,8 +200,8 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 		return amiOf{}, err
 	}
 	file, err := s3.NewBucketObjectv2(ctx, name+"-disk", &s3.BucketObjectv2Args{
-		Bucket: bucket.ID(), Key: pulumi.String(bed.RawFile), SourceHash: m.r.image.Digest, ServerSideEncryption: pulumi.String("AES256"), Tags: m.tags(name),
-		Source: m.r.image.Path.ApplyT(func(dir string) pulumi.AssetOrArchive { return pulumi.NewFileAsset(filepath.Join(dir, bed.RawFile)) }).(pulumi.AssetOrArchiveOutput),
+		Bucket: bucket.ID(), Key: pulumi.String(bed.RawFile), SourceHash: digest, ServerSideEncryption: pulumi.String("AES256"), Tags: m.tags(name),
+		Source: path.ApplyT(func(dir string) pulumi.AssetOrArchive { return pulumi.NewFileAsset(filepath.Join(dir, bed.RawFile)) }).(pulumi.AssetOrArchiveOutput),
 	}, m.with(pulumi.DependsOn([]pulumi.Resource{private}))...)
 	if err != nil {
 		return amiOf{}, err
@@ -197,7 +215,7 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 	if m.s.KeepImage {
 		tags = m.r.tags(map[string]string{"Name": name, clouds.TagKeep: "true"})
 	}
-	tags = pulumi.All(tags, m.r.image.Digest).ApplyT(func(v []any) map[string]string {
+	tags = pulumi.All(tags, digest).ApplyT(func(v []any) map[string]string {
 		all := v[0].(map[string]string)
 		all[clouds.TagDigest] = v[1].(string)
 		return all
@@ -213,7 +231,7 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 		return amiOf{}, err
 	}
 	made, err := ec2.NewAmi(ctx, name+"-image", &ec2.AmiArgs{
-		Name:         pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(last12)),
+		Name:         pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.args.BedID, digest.ApplyT(last12)),
 		Architecture: pulumi.String(clouds.Architecture), BootMode: pulumi.String("uefi-preferred"), VirtualizationType: pulumi.String("hvm"), EnaSupport: pulumi.Bool(true),
 		ImdsSupport: pulumi.String("v2.0"), RootDeviceName: pulumi.String(rootDevice), Tags: tags,
 		EbsBlockDevices: ec2.AmiEbsBlockDeviceArray{&ec2.AmiEbsBlockDeviceArgs{
@@ -227,7 +245,7 @@ func (m *awsMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 }
 
 // importer is who AWS reads the bucket as when it makes a snapshot of the file: the role that its documentation calls vmimport, for this bucket alone.
-func (m *awsMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Role, *iam.RolePolicy, error) {
+func (m *AWSMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Role, *iam.RolePolicy, error) {
 	trust, err := document(map[string]any{
 		"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": map[string]any{"Service": "vmie.amazonaws.com"},
 		"Condition": map[string]any{"StringEquals": map[string]any{"sts:Externalid": "vmimport"}},
@@ -235,8 +253,8 @@ func (m *awsMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Rol
 	if err != nil {
 		return nil, nil, err
 	}
-	role, err := iam.NewRole(ctx, m.r.name+"-importer", &iam.RoleArgs{
-		Path: pulumi.String(clouds.RolePath), AssumeRolePolicy: pulumi.String(trust), Tags: m.r.tags(map[string]string{"Name": m.r.name, clouds.TagRegion: m.s.Region}),
+	role, err := iam.NewRole(ctx, m.r.args.Bed+"-importer", &iam.RoleArgs{
+		Path: pulumi.String(clouds.RolePath), AssumeRolePolicy: pulumi.String(trust), Tags: m.r.tags(map[string]string{"Name": m.r.args.Bed, clouds.TagRegion: m.s.Region}),
 	}, m.options...)
 	if err != nil {
 		return nil, nil, err
@@ -247,7 +265,7 @@ func (m *awsMachines) importer(ctx *pulumi.Context, bucket *s3.Bucket) (*iam.Rol
 			map[string]any{"Effect": "Allow", "Action": []string{"ec2:ModifySnapshotAttribute", "ec2:CopySnapshot", "ec2:RegisterImage", "ec2:Describe*"}, "Resource": "*"},
 		)
 	}).(pulumi.StringOutput)
-	policy, err := iam.NewRolePolicy(ctx, m.r.name+"-importer-rights", &iam.RolePolicyArgs{Role: role.ID(), Policy: rights}, m.options...)
+	policy, err := iam.NewRolePolicy(ctx, m.r.args.Bed+"-importer-rights", &iam.RolePolicyArgs{Role: role.ID(), Policy: rights}, m.options...)
 	return role, policy, err
 }
 
@@ -264,18 +282,18 @@ type kind struct {
 	efa     bool
 }
 
-func (m *awsMachines) kind(node BedNode) kind {
+func (m *AWSMachines) kind(node BedNode) kind {
 	disk := node.DiskMiB
 	if disk == 0 {
 		disk = int(clouds.DefaultDisk / bed.MiB)
 	}
-	return kind{cmp.Or(node.Type, m.r.args.Settings["instanceType"]), (disk + 1023) / 1024, m.s.EFA && node.Role == string(bed.Compute)}
+	return kind{m.r.kind(node), (disk + 1023) / 1024, m.s.EFA && node.Role == string(bed.Compute)}
 }
 
 // templates are what instances are made by, one for each kind.
-func (m *awsMachines) templates(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) (map[kind]*ec2.LaunchTemplate, error) {
-	name := m.r.name
-	key, err := ec2.NewKeyPair(ctx, name+"-key", &ec2.KeyPairArgs{PublicKey: m.r.keys.UserPublicKey, Tags: m.tags(name)}, m.options...)
+func (m *AWSMachines) templates(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) (map[kind]*ec2.LaunchTemplate, error) {
+	name := m.r.args.Bed
+	key, err := ec2.NewKeyPair(ctx, name+"-key", &ec2.KeyPairArgs{PublicKey: m.r.args.UserPublicKey, Tags: m.tags(name)}, m.options...)
 	if err != nil {
 		return nil, err
 	}
@@ -314,13 +332,13 @@ func (m *awsMachines) templates(ctx *pulumi.Context, ami amiOf, subnet *ec2.Subn
 }
 
 // template is that of a kind, whose instances have so many CPUs.
-func (m *awsMachines) template(k kind, cpus int, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) *ec2.LaunchTemplateArgs {
+func (m *AWSMachines) template(k kind, cpus int, ami amiOf, subnet *ec2.Subnet, group *ec2.SecurityGroup) *ec2.LaunchTemplateArgs {
 	attached := "interface"
 	if k.efa {
 		attached = "efa"
 	}
 	args := &ec2.LaunchTemplateArgs{
-		InstanceType: pulumi.String(k.name), ImageId: ami.id, Tags: m.tags(m.r.name),
+		InstanceType: pulumi.String(k.name), ImageId: ami.id, Tags: m.tags(m.r.args.Bed),
 		MetadataOptions: &ec2.LaunchTemplateMetadataOptionsArgs{
 			HttpEndpoint: pulumi.String("enabled"), HttpTokens: pulumi.String("required"), HttpPutResponseHopLimit: pulumi.Int(1), // not from containers
 		},
@@ -336,7 +354,7 @@ func (m *awsMachines) template(k kind, cpus int, ami amiOf, subnet *ec2.Subnet, 
 		}},
 	}
 	// Without when the bed's time is over: a template with another is another, and its instances are made anew. Theirs is among their own tags.
-	lasting := m.tags(m.r.name).ApplyT(func(tags map[string]string) map[string]string {
+	lasting := m.tags(m.r.args.Bed).ApplyT(func(tags map[string]string) map[string]string {
 		delete(tags, clouds.TagExpires)
 		return tags
 	}).(pulumi.StringMapOutput)
@@ -357,7 +375,7 @@ func (m *awsMachines) template(k kind, cpus int, ami amiOf, subnet *ec2.Subnet, 
 }
 
 // instances are the nodes. One whose template, image or keys change is made anew.
-func (m *awsMachines) instances(ctx *pulumi.Context, templates map[kind]*ec2.LaunchTemplate, reachable []pulumi.Resource) error {
+func (m *AWSMachines) instances(ctx *pulumi.Context, templates map[kind]*ec2.LaunchTemplate, reachable []pulumi.Resource) error {
 	var machines pulumi.Array
 	for _, node := range m.r.args.Nodes {
 		template := templates[m.kind(node)]

@@ -16,7 +16,7 @@ import (
 // User is whom scenarios, Ansible and people log in as, on every node of every driver. Images have it, and it may sudo.
 const User = "bed"
 
-// BedArgs ask for a bed of like machines.
+// BedArgs ask for a bed. They are plain, and no inputs: they decide which resources there are.
 type BedArgs struct {
 	Name              string                 `pulumi:"name"`
 	Driver            string                 `pulumi:"driver"`
@@ -150,7 +150,7 @@ func NewBed(ctx *pulumi.Context, name string, args BedArgs, opts ...pulumi.Resou
 	}
 	var machines pulumi.ArrayOutput
 	if clouds.Is(args.Driver) {
-		machines, err = newRented(name, args, k, img).machines(ctx, child)
+		machines, err = newMachines(ctx, name, args, k, img, child)
 	} else {
 		machines, err = newPool(ctx, name, args, k, img, nodes, child)
 	}

@@ -1,6 +1,7 @@
 package stacks
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
 
 	"github.com/bedfellow/bedfellow/provision"
@@ -19,27 +21,90 @@ import (
 // bedRange is the network of every bed in a cloud: each has one of its own.
 const bedRange = "10.106.0.0/16"
 
+// MachinesArgs ask a cloud for a bed's machines. What decides which resources there are is plain; what others make, such as keys, is an input.
+type MachinesArgs struct {
+	Bed            string                `pulumi:"bed"`
+	State          string                `pulumi:"state"`
+	Nodes          []BedNode             `pulumi:"nodes"`
+	Settings       map[string]string     `pulumi:"settings"`
+	Network        string                `pulumi:"network"`
+	TTL            string                `pulumi:"ttl,optional"`
+	Image          string                `pulumi:"image"`
+	ImagePath      pulumi.StringInput    `pulumi:"imagePath,optional"`
+	ImageDigest    pulumi.StringInput    `pulumi:"imageDigest,optional"`
+	BedID          pulumi.StringInput    `pulumi:"bedId"`
+	Made           pulumi.StringInput    `pulumi:"made"`
+	UserPublicKey  pulumi.StringInput    `pulumi:"userPublicKey"`
+	HostKeys       pulumi.StringMapInput `pulumi:"hostKeys" provider:"secret"`
+	HostPublicKeys pulumi.StringMapInput `pulumi:"hostPublicKeys"`
+}
+
+// Annotate describes the inputs in the schema.
+func (m *MachinesArgs) Annotate(a infer.Annotator) {
+	a.Describe(&m.Bed, "Name of the bed; begins the names of its resources.")
+	a.Describe(&m.State, "What else the bed's things are marked by: URL of the Pulumi state that knows it.")
+	a.Describe(&m.Nodes, "The machines, in order; with one public address alone, it is the first's.")
+	a.Describe(&m.Settings, "The cloud's own settings, by the names of its configuration keys.")
+	a.Describe(&m.Network, "isolated, or outbound for a route out of the bed.")
+	a.Describe(&m.TTL, "How long the bed is meant to live from when its keys were made, such as 8h; empty is forever.")
+	a.Describe(&m.Image, "What is on the disks, such as debian-12; in names and descriptions.")
+	a.Describe(&m.ImagePath, "Folder of the baked image that is sent; needed where the settings name none that is there.")
+	a.Describe(&m.ImageDigest, "Digest of that image.")
+	a.Describe(&m.BedID, "Tells this life of the bed from others.")
+	a.Describe(&m.Made, "When the keys were made, RFC 3339.")
+	a.Describe(&m.UserPublicKey, "Key that logs in to every node, a line of authorized_keys.")
+	a.Describe(&m.HostKeys, "Private host key of each node by its name, OpenSSH PEM.")
+	a.Describe(&m.HostPublicKeys, "Public host key of each node by its name.")
+}
+
+// newMachines has a cloud make a bed's machines, and returns them as a Pool shows its own.
+func newMachines(ctx *pulumi.Context, name string, args BedArgs, k *keys, img *image, parent pulumi.ResourceOption) (pulumi.ArrayOutput, error) {
+	m := MachinesArgs{
+		Bed: args.Name, State: args.State, Nodes: args.Nodes, Settings: args.Settings, Network: args.Network, TTL: args.TTL, Image: args.Image,
+		BedID: k.BedID, Made: k.Made, UserPublicKey: k.UserPublicKey, HostKeys: k.HostKeys, HostPublicKeys: k.HostPublicKeys,
+	}
+	if img != nil {
+		m.ImagePath, m.ImageDigest = img.Path, img.Digest
+	}
+	return rent(ctx, args.Driver, name+"-machines", m, parent)
+}
+
 // rented is what a cloud's machines are made of, whichever cloud it is.
 type rented struct {
-	name  string // of the bed's resource; begins those of its parts
-	args  BedArgs
-	keys  *keys
-	image *image
+	args    MachinesArgs
+	typeKey string // of the settings: the type of nodes that say none
 	// mark is the owner's, and expires when the bed's time is over. Everything bears both.
 	mark pulumi.StringMapOutput
 }
 
-// newRented finds when the bed's time is over: it counts from when its keys were made. A bed whose time is over is not made.
-func newRented(name string, args BedArgs, k *keys, img *image) rented {
-	r := rented{name: name, args: args, keys: k, image: img}
-	r.mark = pulumi.All(k.BedID, k.Made).ApplyT(func(v []any) (map[string]string, error) {
+// newRented finds when the bed's time is over: it counts from when its keys were made. A bed whose time is over is not made,
+// nor one with a node of no type.
+func newRented(args MachinesArgs, typeKey string) (rented, error) {
+	r := rented{args: args, typeKey: typeKey}
+	for _, node := range args.Nodes {
+		if r.kind(node) == "" {
+			return r, fmt.Errorf("bed %s: node %s has no type of machine: give it one, or %s in the settings for all", args.Bed, node.Name, typeKey)
+		}
+	}
+	r.mark = pulumi.All(args.BedID, args.Made).ApplyT(func(v []any) (map[string]string, error) {
 		expires, err := expiry(args.TTL, v[1].(string), time.Now())
 		if err != nil {
-			return nil, fmt.Errorf("bed %s: %w", args.Name, err)
+			return nil, fmt.Errorf("bed %s: %w", args.Bed, err)
 		}
-		return mark(provision.Owner{Bed: args.Name, ID: v[0].(string), State: args.State}, expires)
+		return mark(provision.Owner{Bed: args.Bed, ID: v[0].(string), State: args.State}, expires)
 	}).(pulumi.StringMapOutput)
-	return r
+	return r, nil
+}
+
+// kind is the type of a node's machine.
+func (r rented) kind(node BedNode) string { return cmp.Or(node.Type, r.args.Settings[r.typeKey]) }
+
+// baked are the path and the digest of the image that is sent.
+func (r rented) baked() (path, digest pulumi.StringOutput, err error) {
+	if r.args.ImagePath == nil || r.args.ImageDigest == nil {
+		return path, digest, fmt.Errorf("bed %s: there is no image for its machines: give imagePath and imageDigest, or name one that is there in the settings", r.args.Bed)
+	}
+	return r.args.ImagePath.ToStringOutput(), r.args.ImageDigest.ToStringOutput(), nil
 }
 
 // maxTag is what the clouds take of a tag, its key included.
@@ -93,7 +158,7 @@ func (r rented) tags(more map[string]string) pulumi.StringMapOutput {
 
 // userData is what makes a machine the node of that name. It holds its private host key, and so is a secret.
 func (r rented) userData(node string) pulumi.StringOutput {
-	text := pulumi.All(r.keys.HostKeys, r.keys.HostPublicKeys, r.keys.UserPublicKey).ApplyT(func(v []any) (string, error) {
+	text := pulumi.All(r.args.HostKeys, r.args.HostPublicKeys, r.args.UserPublicKey).ApplyT(func(v []any) (string, error) {
 		return cloudinit.UserData(cloudinit.Node{
 			Name: node, User: User, HostKey: v[0].(map[string]string)[node], HostPublicKey: v[1].(map[string]string)[node], AuthorizedKey: v[2].(string), Metadata: true,
 		})

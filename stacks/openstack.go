@@ -3,11 +3,11 @@
 package stacks
 
 import (
-	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
 
+	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi-openstack/sdk/v5/go/openstack"
 	"github.com/pulumi/pulumi-openstack/sdk/v5/go/openstack/compute"
 	"github.com/pulumi/pulumi-openstack/sdk/v5/go/openstack/images"
@@ -18,8 +18,8 @@ import (
 	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
-// openStackMachines are a bed's machines on an OpenStack cloud, with the network, the firewall and the image that are theirs alone.
-type openStackMachines struct {
+// OpenStackMachines are a bed's machines on an OpenStack cloud, with the network, the firewall and the image that are theirs alone.
+type OpenStackMachines struct {
 	pulumi.ResourceState
 	// Machines are as a Pool shows its own: the first has a public address, and the others are reached through it.
 	Machines pulumi.ArrayOutput `pulumi:"machines"`
@@ -30,52 +30,66 @@ type openStackMachines struct {
 	options  []pulumi.ResourceOption // of each part: parent and provider
 }
 
-// newOpenStackMachines makes them.
-func newOpenStackMachines(ctx *pulumi.Context, r rented, s clouds.OpenStack, parent pulumi.ResourceOption) (*openStackMachines, error) {
-	m := &openStackMachines{r: r, s: s}
-	if err := ctx.RegisterComponentResource("bedfellow:index:OpenStackMachines", r.name+"-machines", m, parent); err != nil {
-		return m, err
+// Annotate describes the component in the schema.
+func (m *OpenStackMachines) Annotate(a infer.Annotator) {
+	a.SetToken("index", "OpenStackMachines")
+	a.Describe(m, "A bed's machines on an OpenStack cloud, with the network, the firewall and the image that are theirs alone.")
+	a.Describe(&m.Machines, "The machines in the order of the nodes: name, address, port, bedAddress, incarnation, and via, the node through which one is reached.")
+}
+
+// NewOpenStackMachines makes them. Wrong settings are an error before anything is made.
+func NewOpenStackMachines(ctx *pulumi.Context, name string, args MachinesArgs, opts ...pulumi.ResourceOption) (*OpenStackMachines, error) {
+	s, problems := clouds.ReadOpenStack(args.Settings)
+	if err := problems.Err(); err != nil {
+		return nil, err
 	}
-	args := &openstack.ProviderArgs{} // who one is there is the environment's
+	r, err := newRented(args, "flavor")
+	if err != nil {
+		return nil, err
+	}
+	m := &OpenStackMachines{r: r, s: s}
+	if err := ctx.RegisterComponentResource("bedfellow:index:OpenStackMachines", name, m, opts...); err != nil {
+		return nil, err
+	}
+	who := &openstack.ProviderArgs{} // who one is there is the environment's
 	if s.Region != "" {
-		args.Region = pulumi.String(s.Region)
+		who.Region = pulumi.String(s.Region)
 	}
-	var err error
-	if m.provider, err = openstack.NewProvider(ctx, r.name+"-openstack", args, pulumi.Parent(m)); err != nil {
-		return m, err
+	if m.provider, err = openstack.NewProvider(ctx, args.Bed+"-openstack", who, pulumi.Parent(m)); err != nil {
+		return nil, err
 	}
 	m.options = []pulumi.ResourceOption{pulumi.Parent(m), pulumi.Provider(m.provider)}
 	network, subnet, way, err := m.network(ctx)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	group, err := m.firewall(ctx)
 	if err != nil {
-		return m, err
+		return nil, err
 	}
 	if err := m.instances(ctx, network, subnet, group, way); err != nil {
-		return m, err
+		return nil, err
 	}
 	return m, ctx.RegisterResourceOutputs(m, pulumi.Map{"machines": m.Machines})
 }
 
-func (m *openStackMachines) with(more ...pulumi.ResourceOption) []pulumi.ResourceOption {
+func (m *OpenStackMachines) with(more ...pulumi.ResourceOption) []pulumi.ResourceOption {
 	return slices.Concat(m.options, more)
 }
 
 // tags are the owner's mark as OpenStack has tags: words.
-func (m *openStackMachines) tags() pulumi.StringArrayOutput {
+func (m *OpenStackMachines) tags() pulumi.StringArrayOutput {
 	return m.r.mark.ApplyT(clouds.Words).(pulumi.StringArrayOutput)
 }
 
 // label is the name of what OpenStack marks in no other way: the sweep goes by it.
-func (m *openStackMachines) label() pulumi.StringOutput {
+func (m *OpenStackMachines) label() pulumi.StringOutput {
 	return m.r.mark.ApplyT(func(mark map[string]string) string { return clouds.Label(mark[clouds.TagBed], mark[clouds.TagID]) }).(pulumi.StringOutput)
 }
 
 // network is one subnet behind a router of the bed's own. way is what must be there before a floating address leads in.
-func (m *openStackMachines) network(ctx *pulumi.Context) (*networking.Network, *networking.Subnet, pulumi.Resource, error) {
-	name := m.r.name
+func (m *OpenStackMachines) network(ctx *pulumi.Context) (*networking.Network, *networking.Subnet, pulumi.Resource, error) {
+	name := m.r.args.Bed
 	outside := true
 	external, err := networking.LookupNetwork(ctx, &networking.LookupNetworkArgs{Name: &m.s.ExternalNetwork, External: &outside}, pulumi.Parent(m), pulumi.Provider(m.provider))
 	if err != nil {
@@ -100,14 +114,14 @@ func (m *openStackMachines) network(ctx *pulumi.Context) (*networking.Network, *
 }
 
 // firewall lets everything through among siblings, and ssh in from one place.
-func (m *openStackMachines) firewall(ctx *pulumi.Context) (*networking.SecGroup, error) {
-	name := m.r.name
+func (m *OpenStackMachines) firewall(ctx *pulumi.Context) (*networking.SecGroup, error) {
+	name := m.r.args.Bed
 	from, err := sshSource(ctx.Context(), m.s.SSHFrom, addressService)
 	if err != nil {
 		return nil, err
 	}
 	group, err := networking.NewSecGroup(ctx, name+"-firewall", &networking.SecGroupArgs{
-		Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Name), DeleteDefaultRules: pulumi.Bool(true), Tags: m.tags(),
+		Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Bed), DeleteDefaultRules: pulumi.Bool(true), Tags: m.tags(),
 	}, m.options...)
 	if err != nil {
 		return nil, err
@@ -132,7 +146,7 @@ func (m *openStackMachines) firewall(ctx *pulumi.Context) (*networking.SecGroup,
 }
 
 // disk is the image that the configuration names, or the bed's, sent there.
-func (m *openStackMachines) disk(ctx *pulumi.Context) (pulumi.StringOutput, error) {
+func (m *OpenStackMachines) disk(ctx *pulumi.Context) (pulumi.StringOutput, error) {
 	if m.s.Image != "" {
 		found, err := images.LookupImage(ctx, &images.LookupImageArgs{Name: &m.s.Image}, pulumi.Parent(m), pulumi.Provider(m.provider))
 		if err != nil {
@@ -140,17 +154,21 @@ func (m *openStackMachines) disk(ctx *pulumi.Context) (pulumi.StringOutput, erro
 		}
 		return pulumi.String(found.Id).ToStringOutput(), nil
 	}
+	path, digest, err := m.r.baked()
+	if err != nil {
+		return pulumi.StringOutput{}, err
+	}
 	keep := m.s.KeepImage
-	words := pulumi.All(m.r.mark, m.r.image.Digest).ApplyT(func(v []any) []string {
+	words := pulumi.All(m.r.mark, digest).ApplyT(func(v []any) []string {
 		all := clouds.Words(v[0].(map[string]string))
 		if keep {
 			all = append(all, clouds.TagKeep+"=true")
 		}
 		return append(all, clouds.TagDigest+"="+v[1].(string))
 	}).(pulumi.StringArrayOutput)
-	made, err := images.NewImage(ctx, m.r.name+"-image", &images.ImageArgs{
-		Name: pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.keys.BedID, m.r.image.Digest.ApplyT(last12)), ContainerFormat: pulumi.String("bare"), DiskFormat: pulumi.String("qcow2"),
-		LocalFilePath: m.r.image.Path.ApplyT(func(dir string) string { return filepath.Join(dir, bed.DiskFile) }).(pulumi.StringOutput),
+	made, err := images.NewImage(ctx, m.r.args.Bed+"-image", &images.ImageArgs{
+		Name: pulumi.Sprintf("bedfellow-%s-%s-%s", m.r.args.Image, m.r.args.BedID, digest.ApplyT(last12)), ContainerFormat: pulumi.String("bare"), DiskFormat: pulumi.String("qcow2"),
+		LocalFilePath: path.ApplyT(func(dir string) string { return filepath.Join(dir, bed.DiskFile) }).(pulumi.StringOutput),
 		Visibility:    pulumi.String("private"), Tags: words,
 	}, m.with(pulumi.RetainOnDelete(keep), pulumi.ReplaceOnChanges([]string{"name"}))...)
 	if err != nil {
@@ -161,13 +179,13 @@ func (m *openStackMachines) disk(ctx *pulumi.Context) (pulumi.StringOutput, erro
 
 // instances are the nodes, spread over hosts as far as there are hosts. Their data comes on a disk, so that an isolated bed needs no way to
 // the cloud's own service.
-func (m *openStackMachines) instances(ctx *pulumi.Context, network *networking.Network, subnet *networking.Subnet, group *networking.SecGroup, way pulumi.Resource) error {
-	name := m.r.name
+func (m *OpenStackMachines) instances(ctx *pulumi.Context, network *networking.Network, subnet *networking.Subnet, group *networking.SecGroup, way pulumi.Resource) error {
+	name := m.r.args.Bed
 	disk, err := m.disk(ctx)
 	if err != nil {
 		return err
 	}
-	key, err := compute.NewKeypair(ctx, name+"-key", &compute.KeypairArgs{Name: m.label(), PublicKey: m.r.keys.UserPublicKey}, m.options...)
+	key, err := compute.NewKeypair(ctx, name+"-key", &compute.KeypairArgs{Name: m.label(), PublicKey: m.r.args.UserPublicKey}, m.options...)
 	if err != nil {
 		return err
 	}
@@ -185,7 +203,7 @@ func (m *openStackMachines) instances(ctx *pulumi.Context, network *networking.N
 			return err
 		}
 		args := &compute.InstanceArgs{
-			Name: pulumi.String(node.Name), FlavorName: pulumi.String(cmp.Or(node.Type, m.r.args.Settings["flavor"])), KeyPair: key.Name, ConfigDrive: pulumi.Bool(true), UserData: m.r.userData(node.Name),
+			Name: pulumi.String(node.Name), FlavorName: pulumi.String(m.r.kind(node)), KeyPair: key.Name, ConfigDrive: pulumi.Bool(true), UserData: m.r.userData(node.Name),
 			Networks: compute.InstanceNetworkArray{&compute.InstanceNetworkArgs{Port: port.ID()}}, Metadata: m.r.tags(map[string]string{clouds.TagNode: node.Name}),
 			SchedulerHints: compute.InstanceSchedulerHintArray{&compute.InstanceSchedulerHintArgs{Group: spread.ID()}},
 		}

@@ -5,28 +5,30 @@ package stacks
 import (
 	"fmt"
 
+	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
-
-	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
-// machines makes the bed's in its cloud, and returns them as a Pool shows its own.
-func (r rented) machines(ctx *pulumi.Context, parent pulumi.ResourceOption) (pulumi.ArrayOutput, error) {
-	switch r.args.Driver {
+// Components are what this build has for other languages: the bed, and the machines of each cloud.
+func Components() []infer.InferredComponent {
+	return []infer.InferredComponent{infer.ComponentF(NewBed), infer.ComponentF(NewAWSMachines), infer.ComponentF(NewOpenStackMachines)}
+}
+
+// rent makes a bed's machines in the cloud.
+func rent(ctx *pulumi.Context, cloud, name string, args MachinesArgs, parent pulumi.ResourceOption) (pulumi.ArrayOutput, error) {
+	switch cloud {
 	case "aws":
-		s, problems := clouds.ReadAWS(r.args.Settings)
-		if err := problems.Err(); err != nil {
+		m, err := NewAWSMachines(ctx, name, args, parent)
+		if err != nil {
 			return pulumi.ArrayOutput{}, err
 		}
-		m, err := newAWSMachines(ctx, r, s, parent)
-		return m.Machines, err
+		return m.Machines, nil
 	case "openstack":
-		s, problems := clouds.ReadOpenStack(r.args.Settings)
-		if err := problems.Err(); err != nil {
+		m, err := NewOpenStackMachines(ctx, name, args, parent)
+		if err != nil {
 			return pulumi.ArrayOutput{}, err
 		}
-		m, err := newOpenStackMachines(ctx, r, s, parent)
-		return m.Machines, err
+		return m.Machines, nil
 	}
-	return pulumi.ArrayOutput{}, fmt.Errorf("there is no cloud %q", r.args.Driver)
+	return pulumi.ArrayOutput{}, fmt.Errorf("there is no cloud %q", cloud)
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/pulumi/pulumi-go-provider/infer"
-
 	"github.com/bedfellow/bedfellow/pkg/proc"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
@@ -15,7 +13,7 @@ import (
 
 func main() {
 	proc.CloseOnExec() // nodes outlive this process
-	p, err := provider.New(provider.Host{}, infer.ComponentF(stacks.NewBed))
+	p, err := provider.New(provider.Host{}, stacks.Components()...)
 	if err == nil {
 		err = p.Run(context.Background(), provider.Name, provider.Version)
 	}
