@@ -54,8 +54,8 @@ func (f *fakeClouds) Call(args pulumi.MockCallArgs) (resource.PropertyMap, error
 	return out, nil
 }
 
-func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource.PropertyMap, error) {
-	id, out, err := f.fakeEngine.NewResource(args)
+// keep notes what the program has registered.
+func (f *fakeClouds) keep(args pulumi.MockResourceArgs) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := made{kind: args.TypeToken, name: args.Name, inputs: args.Inputs, custom: args.Custom, provider: args.Provider}
@@ -66,6 +66,11 @@ func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource
 		}
 	}
 	f.graph = append(f.graph, m)
+}
+
+func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource.PropertyMap, error) {
+	id, out, err := f.fakeEngine.NewResource(args)
+	f.keep(args)
 	switch args.TypeToken {
 	case "bedfellow:index:Keys":
 		out["made"] = resource.NewProperty(f.since.UTC().Format(time.RFC3339))
@@ -106,20 +111,25 @@ func (f *fakeClouds) all(kind string) (found []made) {
 
 // cloudProgram runs the program of a stack with that configuration, whose keys were made then.
 func cloudProgram(values map[string]string, since time.Time) (*fakeClouds, error) {
+	f := &fakeClouds{fakeEngine: fakeEngine{made: map[string]resource.PropertyMap{}, by: map[string]string{}}, since: since}
+	return f, run(values, pulumi.WithMocks("bedfellow", "cloud", f))
+}
+
+// run runs the program of a stack with that configuration.
+func run(values map[string]string, options ...pulumi.RunOption) error {
 	config := map[string]string{}
 	for key, value := range values {
 		config["bedfellow:"+key] = value
 	}
 	text, err := json.Marshal(config)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.Setenv(pulumi.EnvConfig, string(text)); err != nil {
-		return nil, err
+		return err
 	}
 	defer os.Unsetenv(pulumi.EnvConfig)
-	f := &fakeClouds{fakeEngine: fakeEngine{made: map[string]resource.PropertyMap{}, by: map[string]string{}}, since: since}
-	return f, pulumi.RunErr(stacks.ProgramIn("file:///state"), pulumi.WithMocks("bedfellow", "cloud", f))
+	return pulumi.RunErr(stacks.ProgramIn("file:///state"), options...)
 }
 
 // preset is a preset's configuration.
