@@ -48,7 +48,7 @@ func NewAWSMachines(ctx *pulumi.Context, name string, args MachinesArgs, opts ..
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
-	r, err := newRented(args, "instanceType")
+	r, err := newRented("aws", args)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +188,7 @@ func (m *AWSMachines) ami(ctx *pulumi.Context) (amiOf, error) {
 		return amiOf{}, err
 	}
 	bucket, err := s3.NewBucket(ctx, name+"-import", &s3.BucketArgs{
-		Bucket: pulumi.Sprintf("bedfellow-%s-%s", m.r.args.Bed, m.r.args.BedID), ForceDestroy: pulumi.Bool(true), Tags: m.tags(name),
+		Bucket: m.r.label(), ForceDestroy: pulumi.Bool(true), Tags: m.tags(name),
 	}, m.options...)
 	if err != nil {
 		return amiOf{}, err

@@ -79,11 +79,11 @@ type rented struct {
 
 // newRented finds when the bed's time is over: it counts from when its keys were made. A bed whose time is over is not made,
 // nor one with a node of no type.
-func newRented(args MachinesArgs, typeKey string) (rented, error) {
-	r := rented{args: args, typeKey: typeKey}
+func newRented(cloud string, args MachinesArgs) (rented, error) {
+	r := rented{args: args, typeKey: clouds.TypeKey(cloud)}
 	for _, node := range args.Nodes {
 		if r.kind(node) == "" {
-			return r, fmt.Errorf("bed %s: node %s has no type of machine: give it one, or %s in the settings for all", args.Bed, node.Name, typeKey)
+			return r, fmt.Errorf("bed %s: node %s has no type of machine: give it one, or %s in the settings for all", args.Bed, node.Name, r.typeKey)
 		}
 	}
 	r.mark = pulumi.All(args.BedID, args.Made).ApplyT(func(v []any) (map[string]string, error) {
@@ -91,7 +91,7 @@ func newRented(args MachinesArgs, typeKey string) (rented, error) {
 		if err != nil {
 			return nil, fmt.Errorf("bed %s: %w", args.Bed, err)
 		}
-		return mark(provision.Owner{Bed: args.Bed, ID: v[0].(string), State: args.State}, expires)
+		return mark(cloud, provision.Owner{Bed: args.Bed, ID: v[0].(string), State: args.State}, expires)
 	}).(pulumi.StringMapOutput)
 	return r, nil
 }
@@ -107,14 +107,18 @@ func (r rented) baked() (path, digest pulumi.StringOutput, err error) {
 	return r.args.ImagePath.ToStringOutput(), r.args.ImageDigest.ToStringOutput(), nil
 }
 
-// maxTag is what the clouds take of a tag, its key included.
+// maxTag is what the clouds take of a tag, its key included, and Neutron of a description.
 const maxTag = 255
 
 // mark is the owner's, or an error before anything is made where the clouds would not take it.
-func mark(owner provision.Owner, expires time.Time) (map[string]string, error) {
+func mark(cloud string, owner provision.Owner, expires time.Time) (map[string]string, error) {
 	tags := clouds.Tags(owner, expires)
-	for key, value := range tags {
-		if len(key)+len("=")+len(value) > maxTag {
+	texts := clouds.Words(tags)
+	if cloud == "openstack" {
+		texts = append(texts, clouds.Description(tags))
+	}
+	for _, text := range texts {
+		if len(text) > maxTag {
 			return nil, fmt.Errorf("bed %s: the address of its state, %s, is too long for a tag, and nothing could be found by it; keep the state at a shorter one, "+
 				"with the clone in a folder higher up, or by PULUMI_BACKEND_URL", owner.Bed, owner.State)
 		}
@@ -154,6 +158,11 @@ func (r rented) tags(more map[string]string) pulumi.StringMapOutput {
 		}
 		return all
 	}).(pulumi.StringMapOutput)
+}
+
+// label is the name of what a cloud marks in no other way, or only when it is there: the sweep goes by it.
+func (r rented) label() pulumi.StringOutput {
+	return r.mark.ApplyT(func(mark map[string]string) string { return clouds.Label(mark[clouds.TagBed], mark[clouds.TagID]) }).(pulumi.StringOutput)
 }
 
 // userData is what makes a machine the node of that name. It holds its private host key, and so is a secret.

@@ -55,14 +55,19 @@ func TestTheStateOfACloudsBedSaysWhoseFileItIs(t *testing.T) {
 
 func TestAMarkThatNoCloudTakesIsRefused(t *testing.T) {
 	owner := provision.Owner{Bed: "b", ID: "0123456789abcdef", State: "file://host/" + strings.Repeat("a", 200) + "#aws"}
-	tags, err := stacks.Mark(owner, time.Time{})
+	tags, err := stacks.Mark("aws", owner, time.Time{})
 	require.NoError(t, err)
 	found, _, _ := clouds.OwnerOf(tags)
 	assert.Equal(t, owner, found)
 	owner.State = "file://host/" + strings.Repeat("/a", 100) + "#aws" // each / is three letters there
-	_, err = stacks.Mark(owner, time.Time{})
+	_, err = stacks.Mark("aws", owner, time.Time{})
 	assert.ErrorContains(t, err, "too long for a tag")
 	assert.ErrorContains(t, err, "PULUMI_BACKEND_URL")
+	owner.State = "file://host/" + strings.Repeat("a", 190) + "#openstack" // a description has all of the mark in it
+	_, err = stacks.Mark("openstack", owner, time.Time{})
+	require.NoError(t, err)
+	_, err = stacks.Mark("openstack", provision.Owner{Bed: strings.Repeat("b", 32), ID: owner.ID, State: owner.State}, time.Now())
+	assert.ErrorContains(t, err, "too long for a tag")
 }
 
 func TestExpiry(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -173,6 +174,9 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 				assert.True(t, expires.After(f.since), "%s never expires", at)
 			}
 		}
+		if strings.HasPrefix(m.kind, "openstack:networking/") {
+			assert.NotContains(t, m.inputs, resource.PropertyKey("tags"), "%s would be there before its mark", at)
+		}
 		assert.NotContains(t, shownInputs(m), "the host key of", "%s shows a private key", at)
 		for _, key := range []resource.PropertyKey{"cidrIpv4", "remoteIpPrefix"} {
 			in := m.kind == "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule" || m.inputs["direction"].IsString() && m.inputs["direction"].StringValue() == "ingress"
@@ -210,9 +214,12 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 	}
 }
 
-// tagsOf are a resource's, which are words on OpenStack, and a server's data there.
+// tagsOf are a resource's, which are words on OpenStack, a server's data there, and a description of what Neutron has.
 func tagsOf(inputs resource.PropertyMap) map[string]string {
 	tags := map[string]string{}
+	if text := inputs["description"]; text.IsString() {
+		maps.Copy(tags, clouds.Described(text.StringValue()))
+	}
 	for _, key := range []resource.PropertyKey{"tags", "metadata"} {
 		v := inputs[key]
 		switch {
@@ -383,6 +390,7 @@ func TestALongerLifeMakesNothingAnew(t *testing.T) {
 				m.inputs = m.inputs.Copy()
 				delete(m.inputs, "tags") // these are changed in place
 				delete(m.inputs, "metadata")
+				delete(m.inputs, "description")
 				graphs[i][m.kind+" "+m.name] = shownInputs(m)
 			}
 		}

@@ -43,7 +43,7 @@ func NewOpenStackMachines(ctx *pulumi.Context, name string, args MachinesArgs, o
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
-	r, err := newRented(args, "flavor")
+	r, err := newRented("openstack", args)
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +77,9 @@ func (m *OpenStackMachines) with(more ...pulumi.ResourceOption) []pulumi.Resourc
 	return slices.Concat(m.options, more)
 }
 
-// tags are the owner's mark as OpenStack has tags: words.
-func (m *OpenStackMachines) tags() pulumi.StringArrayOutput {
-	return m.r.mark.ApplyT(clouds.Words).(pulumi.StringArrayOutput)
-}
-
-// label is the name of what OpenStack marks in no other way: the sweep goes by it.
-func (m *OpenStackMachines) label() pulumi.StringOutput {
-	return m.r.mark.ApplyT(func(mark map[string]string) string { return clouds.Label(mark[clouds.TagBed], mark[clouds.TagID]) }).(pulumi.StringOutput)
+// description is the owner's mark on what Neutron has: its tags would come with a second request.
+func (m *OpenStackMachines) description() pulumi.StringOutput {
+	return m.r.mark.ApplyT(clouds.Description).(pulumi.StringOutput)
 }
 
 // network is one subnet behind a router of the bed's own. way is what must be there before a floating address leads in.
@@ -95,17 +90,17 @@ func (m *OpenStackMachines) network(ctx *pulumi.Context) (*networking.Network, *
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("external network %s: %w; `openstack network list --external` shows them", m.s.ExternalNetwork, err)
 	}
-	network, err := networking.NewNetwork(ctx, name+"-network", &networking.NetworkArgs{AdminStateUp: pulumi.Bool(true), Tags: m.tags()}, m.options...)
+	network, err := networking.NewNetwork(ctx, name+"-network", &networking.NetworkArgs{AdminStateUp: pulumi.Bool(true), Description: m.description()}, m.options...)
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	subnet, err := networking.NewSubnet(ctx, name+"-subnet", &networking.SubnetArgs{
-		NetworkId: network.ID(), Cidr: pulumi.String(bedRange), IpVersion: pulumi.Int(4), DnsNameservers: pulumi.ToStringArray(m.s.Nameservers), Tags: m.tags(),
+		NetworkId: network.ID(), Cidr: pulumi.String(bedRange), IpVersion: pulumi.Int(4), DnsNameservers: pulumi.ToStringArray(m.s.Nameservers), Description: m.description(),
 	}, m.options...)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	router, err := networking.NewRouter(ctx, name+"-router", &networking.RouterArgs{ExternalNetworkId: pulumi.String(external.Id), AdminStateUp: pulumi.Bool(true), Tags: m.tags()}, m.options...)
+	router, err := networking.NewRouter(ctx, name+"-router", &networking.RouterArgs{ExternalNetworkId: pulumi.String(external.Id), AdminStateUp: pulumi.Bool(true), Description: m.description()}, m.options...)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -121,7 +116,7 @@ func (m *OpenStackMachines) firewall(ctx *pulumi.Context) (*networking.SecGroup,
 		return nil, err
 	}
 	group, err := networking.NewSecGroup(ctx, name+"-firewall", &networking.SecGroupArgs{
-		Description: pulumi.String("Nodes of the bedfellow bed " + m.r.args.Bed), DeleteDefaultRules: pulumi.Bool(true), Tags: m.tags(),
+		Description: m.description(), DeleteDefaultRules: pulumi.Bool(true),
 	}, m.options...)
 	if err != nil {
 		return nil, err
@@ -185,18 +180,19 @@ func (m *OpenStackMachines) instances(ctx *pulumi.Context, network *networking.N
 	if err != nil {
 		return err
 	}
-	key, err := compute.NewKeypair(ctx, name+"-key", &compute.KeypairArgs{Name: m.label(), PublicKey: m.r.args.UserPublicKey}, m.options...)
+	named := m.with(pulumi.DependsOn([]pulumi.Resource{network})) // which tells whose they are
+	key, err := compute.NewKeypair(ctx, name+"-key", &compute.KeypairArgs{Name: m.r.label(), PublicKey: m.r.args.UserPublicKey}, named...)
 	if err != nil {
 		return err
 	}
-	spread, err := compute.NewServerGroup(ctx, name+"-spread", &compute.ServerGroupArgs{Name: m.label(), Policies: pulumi.String("soft-anti-affinity")}, m.options...)
+	spread, err := compute.NewServerGroup(ctx, name+"-spread", &compute.ServerGroupArgs{Name: m.r.label(), Policies: pulumi.String("soft-anti-affinity")}, named...)
 	if err != nil {
 		return err
 	}
 	var machines pulumi.Array
 	for i, node := range m.r.args.Nodes {
 		port, err := networking.NewPort(ctx, node.Name+"-port", &networking.PortArgs{
-			NetworkId: network.ID(), SecurityGroupIds: pulumi.StringArray{group.ID()}, AdminStateUp: pulumi.Bool(true), Tags: m.tags(),
+			NetworkId: network.ID(), SecurityGroupIds: pulumi.StringArray{group.ID()}, AdminStateUp: pulumi.Bool(true), Description: m.description(),
 			FixedIps: networking.PortFixedIpArray{&networking.PortFixedIpArgs{SubnetId: subnet.ID()}},
 		}, m.options...)
 		if err != nil {
@@ -225,7 +221,7 @@ func (m *OpenStackMachines) instances(ctx *pulumi.Context, network *networking.N
 			machines = append(machines, machine(node.Name, inside, inside, made.ID().ToStringOutput(), m.r.args.Nodes[0].Name))
 			continue
 		}
-		floating, err := networking.NewFloatingIp(ctx, name+"-address", &networking.FloatingIpArgs{Pool: pulumi.String(m.s.ExternalNetwork), Tags: m.tags()}, m.options...)
+		floating, err := networking.NewFloatingIp(ctx, name+"-address", &networking.FloatingIpArgs{Pool: pulumi.String(m.s.ExternalNetwork), Description: m.description()}, m.options...)
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -177,7 +178,14 @@ func TestAWS(t *testing.T) {
 		expires, err := c.Expires(t.Context(), before)
 		require.NoError(t, err)
 		assert.True(t, expires.Equal(now.Add(time.Hour)), "a sweep would remove both")
+		_, err = a.s3.DeleteBucketTagging(t.Context(), &s3.DeleteBucketTaggingInput{Bucket: aws.String("bedfellow-ours-life1")}) // as of an up that was killed before it set them
+		require.NoError(t, err)
+		stranger := aws.String("bedfellow-ours-life9")
+		_, err = a.s3.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: stranger})
+		require.NoError(t, err)
 		require.NoError(t, provider.Clear(t.Context(), c, ours))
+		_, err = a.s3.DeleteBucket(t.Context(), &s3.DeleteBucketInput{Bucket: stranger})
+		require.NoError(t, err, "nothing of that life is there to tell whose it is")
 		assert.Equal(t, others, a.left(t))
 		require.NoError(t, c.Sweep(t.Context(), ours), "nothing is left, and that is no error")
 	})

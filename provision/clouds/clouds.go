@@ -4,6 +4,7 @@
 package clouds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,6 +94,24 @@ func Words(tags map[string]string) (words []string) {
 	}
 	slices.Sort(words)
 	return words
+}
+
+// Description is a mark for what gets its tags only when it is there, as in Neutron: a maker that is killed in between has marked it all the same.
+func Description(tags map[string]string) string {
+	return strings.Join([]string{"bedfellow", tags[TagBed], tags[TagID], cmp.Or(tags[TagExpires], "never"), unescape(tags[TagState])}, " ")
+}
+
+// Described reads a mark that is in a description; no tags are none.
+func Described(text string) map[string]string {
+	parts := strings.SplitN(text, " ", 5)
+	if len(parts) < 5 || parts[0] != "bedfellow" {
+		return nil
+	}
+	tags := map[string]string{TagBed: parts[1], TagID: parts[2], TagExpires: parts[3], TagState: escape(parts[4])}
+	if tags[TagExpires] == "never" {
+		delete(tags, TagExpires)
+	}
+	return tags
 }
 
 // Label names what a cloud marks in no other way.

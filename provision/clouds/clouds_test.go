@@ -191,7 +191,13 @@ func TestMarksAreReadAgain(t *testing.T) {
 		assert.True(t, ok)
 		assert.Equal(t, owner, found)
 		assert.True(t, expires.Equal(at))
+		assert.Equal(t, tags, clouds.Described(clouds.Description(tags)))
+		forever := clouds.Tags(owner, time.Time{})
+		assert.Equal(t, forever, clouds.Described(clouds.Description(forever)))
 	})
+	for _, text := range []string{"", "somebody's", "bedfellow nodes", "Nodes of a bed of somebody's"} {
+		assert.Empty(t, clouds.Described(text))
+	}
 	_, _, ok := clouds.OwnerOf(map[string]string{"Name": "somebody's"})
 	assert.False(t, ok)
 }

@@ -93,7 +93,7 @@ func TestOpenStackSweepKnowsKeyPairsByTheirIDs(t *testing.T) {
 	hurried(t, time.Minute)
 	f := newFakeOpenStack(t)
 	before := provision.Owner{Bed: ours.Bed, ID: "cccc", State: ours.State}
-	f.add("security-groups", object{"id": "left", "tags": Words(Tags(before, time.Time{}))})
+	f.add("security-groups", object{"id": "left", "description": Description(Tags(before, time.Time{}))})
 	for _, id := range []string{ours.ID, before.ID, foreign.ID, "dddd"} {
 		f.add("os-keypairs", object{"id": Label(ours.Bed, id)})
 		f.add("os-server-groups", object{"id": "spread-" + id, "name": Label(ours.Bed, id)})
@@ -105,12 +105,13 @@ func TestOpenStackSweepKnowsKeyPairsByTheirIDs(t *testing.T) {
 func TestOpenStackSweepOfAHalfMadeBed(t *testing.T) {
 	hurried(t, time.Minute)
 	f := newFakeOpenStack(t)
-	words := Words(Tags(ours, expires))
-	f.add("networks", object{"id": "network", "name": "n", "tags": words})
-	f.add("ports", // made, and the tags were to come
-		object{"id": "port", "network_id": "network", "device_owner": "", "device_id": "", "security_groups": []string{"group"}, "tags": []string{}})
-	f.add("security-groups", object{"id": "group", "tags": words})
-	f.add("images", object{"id": "image", "name": "i", "status": "queued", "visibility": "private", "tags": words})
+	mark := Description(Tags(ours, expires))
+	f.add("networks", object{"id": "network", "name": "n", "description": mark, "tags": []string{}}) // made, and any tags would be to come, as below
+	f.add("ports", object{"id": "port", "network_id": "network", "device_owner": "", "device_id": "", "security_groups": []string{"group"}, "description": mark, "tags": []string{}})
+	f.add("security-groups", object{"id": "group", "description": mark, "tags": []string{}})
+	f.add("routers", object{"id": "router", "description": mark, "tags": []string{}})
+	f.add("floatingips", object{"id": "floating", "description": mark, "tags": []string{}})
+	f.add("images", object{"id": "image", "name": "i", "status": "queued", "visibility": "private", "tags": Words(Tags(ours, expires))})
 	f.add("volumes", object{"id": "volume", "metadata": Tags(ours, expires), "volume_image_metadata": object{"image_id": "image"}}) // its server is not there
 	f.add("servers", object{"id": "server", "status": "ERROR", "metadata": Tags(ours, expires), "fault": object{"message": "No valid host was found."}})
 	require.NoError(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours))
@@ -135,6 +136,7 @@ func TestOpenStackSweepSaysWhatDoesNotGo(t *testing.T) {
 	c := opened(t).(*openStackCloud)
 	assert.EqualError(t, c.Sweep(t.Context(), ours),
 		"remove security group our-group: it took more than 50ms (last: 409 Conflict: our-group is busy); look at what uses it, and call this again")
+	assert.NotContains(t, f.ids(), Label(ours.Bed, ours.ID), "of the key pair nobody would know afterwards whose it is")
 
 	f.bed(Tags(ours, expires), "slow", 1, false)
 	f.polls = 1 << 30
@@ -150,7 +152,7 @@ func TestOpenStackSweepSaysWhatDoesNotGo(t *testing.T) {
 func TestOpenStackSweepTouchesNoStranger(t *testing.T) {
 	hurried(t, 50*time.Millisecond)
 	f := newFakeOpenStack(t)
-	f.add("networks", object{"id": "network", "name": "n", "tags": Words(Tags(ours, expires))})
+	f.add("networks", object{"id": "network", "name": "n", "description": Description(Tags(ours, expires))})
 	f.add("servers", object{"id": "stranger", "status": "ACTIVE", "metadata": object{}})
 	f.add("ports", object{"id": "port", "network_id": "network", "device_owner": "compute:nova", "device_id": "stranger", "security_groups": []string{}, "tags": []string{}})
 	require.ErrorContains(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours),

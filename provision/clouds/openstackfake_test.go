@@ -300,26 +300,25 @@ func (f *fakeOpenStack) removeInterface(w http.ResponseWriter, r *http.Request, 
 	}
 }
 
-// bed makes what stacks/openstack.go makes for a bed, with ids that begin with the mark's. What mark has words for, everything bears.
+// bed makes what stacks/openstack.go makes for a bed, with ids that begin so. Everything bears the mark.
 func (f *fakeOpenStack) bed(mark map[string]string, id string, nodes int, keep bool) {
-	words := Words(mark)
-	image := slices.Clone(words)
+	text, image := Description(mark), Words(mark)
 	if keep {
 		image = append(image, TagKeep+"=true")
 	}
-	f.add("networks", object{"id": id + "-network", "name": "n", "tags": words})
-	f.add("subnets", object{"id": id + "-subnet", "network_id": id + "-network", "tags": words})
-	f.add("routers", object{"id": id + "-router", "tags": words})
-	f.add("security-groups", object{"id": id + "-group", "tags": words})
-	port := func(name, owner, device string, groups, tags []string) {
-		f.add("ports", object{"id": id + name, "network_id": id + "-network", "subnet": id + "-subnet", "device_owner": owner, "device_id": device, "security_groups": groups, "tags": tags})
+	f.add("networks", object{"id": id + "-network", "name": "n", "description": text})
+	f.add("subnets", object{"id": id + "-subnet", "network_id": id + "-network", "description": text})
+	f.add("routers", object{"id": id + "-router", "description": text})
+	f.add("security-groups", object{"id": id + "-group", "description": text})
+	port := func(name, owner, device string, groups []string, text string) {
+		f.add("ports", object{"id": id + name, "network_id": id + "-network", "subnet": id + "-subnet", "device_owner": owner, "device_id": device, "security_groups": groups, "description": text})
 	}
-	port("-dhcp", "network:dhcp", "dhcp", nil, nil)
-	port("-way", "network:router_interface", id+"-router", nil, nil)
+	port("-dhcp", "network:dhcp", "dhcp", nil, "")
+	port("-way", "network:router_interface", id+"-router", nil, "")
 	f.add("images", object{"id": id + "-image", "name": "bedfellow-" + id, "status": "active", "visibility": "private", "tags": append(image, TagDigest+"=sha256-"+id)})
 	f.add("os-keypairs", object{"id": Label(mark[TagBed], mark[TagID])})
 	f.add("os-server-groups", object{"id": id + "-spread", "name": Label(mark[TagBed], mark[TagID])})
-	f.add("floatingips", object{"id": id + "-floating", "router_id": id + "-router", "tags": words})
+	f.add("floatingips", object{"id": id + "-floating", "router_id": id + "-router", "description": text})
 	for i := range nodes {
 		server := fmt.Sprintf("%s-server%d", id, i)
 		tags := maps.Clone(mark)
@@ -328,7 +327,7 @@ func (f *fakeOpenStack) bed(mark map[string]string, id string, nodes int, keep b
 		if i == 0 {
 			addresses = append(addresses, object{"addr": "203.0.113.7", "OS-EXT-IPS:type": "floating"})
 		}
-		port(fmt.Sprintf("-port%d", i), "compute:nova", server, []string{id + "-group"}, words)
+		port(fmt.Sprintf("-port%d", i), "compute:nova", server, []string{id + "-group"}, text)
 		f.add("servers", object{"id": server, "name": tags[TagNode], "status": "ACTIVE", "metadata": tags, "addresses": object{"n": addresses}, "image": "",
 			"os-extended-volumes:volumes_attached": []object{{"id": server + "-volume"}}})
 		f.add("volumes", object{"id": server + "-volume", "server": server, "metadata": object{}, "volume_image_metadata": object{"image_id": id + "-image"}})

@@ -75,17 +75,17 @@ func (in *openStack) things(ctx context.Context) (found []thing, err error) {
 		list(kindServer, servers.List(in.compute, servers.ListOpts{}), servers.ExtractServers,
 			func(s servers.Server) (string, map[string]string) { return s.ID, s.Metadata }),
 		list(kindFloating, floatingips.List(in.network, floatingips.ListOpts{}), floatingips.ExtractFloatingIPs,
-			func(f floatingips.FloatingIP) (string, map[string]string) { return f.ID, pairs(f.Tags) }),
+			func(f floatingips.FloatingIP) (string, map[string]string) { return f.ID, Described(f.Description) }),
 		list(kindPort, ports.List(in.network, ports.ListOpts{}), ports.ExtractPorts,
-			func(p ports.Port) (string, map[string]string) { return p.ID, pairs(p.Tags) }),
+			func(p ports.Port) (string, map[string]string) { return p.ID, Described(p.Description) }),
 		list(kindRouter, routers.List(in.network, routers.ListOpts{}), routers.ExtractRouters,
-			func(r routers.Router) (string, map[string]string) { return r.ID, pairs(r.Tags) }),
+			func(r routers.Router) (string, map[string]string) { return r.ID, Described(r.Description) }),
 		list(kindSubnet, subnets.List(in.network, subnets.ListOpts{}), subnets.ExtractSubnets,
-			func(s subnets.Subnet) (string, map[string]string) { return s.ID, pairs(s.Tags) }),
+			func(s subnets.Subnet) (string, map[string]string) { return s.ID, Described(s.Description) }),
 		list(kindNetwork, networks.List(in.network, networks.ListOpts{}), networks.ExtractNetworks,
-			func(n networks.Network) (string, map[string]string) { return n.ID, pairs(n.Tags) }),
+			func(n networks.Network) (string, map[string]string) { return n.ID, Described(n.Description) }),
 		list(kindSecurityGroup, groups.List(in.network, groups.ListOpts{}), groups.ExtractGroups,
-			func(g groups.SecGroup) (string, map[string]string) { return g.ID, pairs(g.Tags) }),
+			func(g groups.SecGroup) (string, map[string]string) { return g.ID, Described(g.Description) }),
 		list(kindImage, images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate}), images.ExtractImages,
 			func(i images.Image) (string, map[string]string) { return i.ID, pairs(i.Tags) }),
 	}
@@ -227,23 +227,24 @@ func (in *openStack) ended(ctx context.Context, id string) error {
 }
 
 // removers are in the order in which things let each other go. Rules go with their security groups, and volumes with their servers; those
-// that a launch cut short has left are here all the same, before the image that they may be a layer of.
+// that a launch cut short has left are here all the same, before the image that they may be a layer of. What has a name for its mark goes before
+// what tells whose that is.
 func (in *openStack) removers() []remover {
 	return []remover{
-		{kindFloating, func(ctx context.Context, id string) error {
-			return floatingips.Delete(ctx, in.network, id).ExtractErr()
-		}},
-		{kindPort, func(ctx context.Context, id string) error { return ports.Delete(ctx, in.network, id).ExtractErr() }},
-		{kindRouter, in.removeRouter},
-		{kindSubnet, func(ctx context.Context, id string) error { return subnets.Delete(ctx, in.network, id).ExtractErr() }},
-		{kindNetwork, in.removeNetwork},
-		{kindSecurityGroup, func(ctx context.Context, id string) error { return groups.Delete(ctx, in.network, id).ExtractErr() }},
 		{kindKeyPair, func(ctx context.Context, name string) error {
 			return keypairs.Delete(ctx, in.compute, name, nil).ExtractErr()
 		}},
 		{kindServerGroup, func(ctx context.Context, id string) error {
 			return servergroups.Delete(ctx, in.compute, id).ExtractErr()
 		}},
+		{kindFloating, func(ctx context.Context, id string) error {
+			return floatingips.Delete(ctx, in.network, id).ExtractErr()
+		}},
+		{kindPort, func(ctx context.Context, id string) error { return ports.Delete(ctx, in.network, id).ExtractErr() }},
+		{kindRouter, in.removeRouter},
+		{kindSubnet, func(ctx context.Context, id string) error { return subnets.Delete(ctx, in.network, id).ExtractErr() }},
+		{kindNetwork, func(ctx context.Context, id string) error { return networks.Delete(ctx, in.network, id).ExtractErr() }},
+		{kindSecurityGroup, func(ctx context.Context, id string) error { return groups.Delete(ctx, in.network, id).ExtractErr() }},
 		{kindVolume, in.removeVolume},
 		{kindImage, func(ctx context.Context, id string) error { return images.Delete(ctx, in.image, id).ExtractErr() }},
 	}
@@ -294,23 +295,6 @@ func (in *openStack) removeRouter(ctx context.Context, id string) error {
 		}
 	}
 	return routers.Delete(ctx, in.network, id).ExtractErr()
-}
-
-// removeNetwork removes the ports that nothing uses and nobody has marked too: one that was just made when the bed's making ended.
-func (in *openStack) removeNetwork(ctx context.Context, id string) error {
-	found, err := all(ctx, "the network's ports", ports.List(in.network, ports.ListOpts{NetworkID: id}), ports.ExtractPorts)
-	if err != nil {
-		return err
-	}
-	for _, p := range found {
-		if _, _, marked := OwnerOf(pairs(p.Tags)); marked || p.DeviceOwner != "" {
-			continue
-		}
-		if err := ports.Delete(ctx, in.network, p.ID).ExtractErr(); err != nil && !gone(err) {
-			return err
-		}
-	}
-	return networks.Delete(ctx, in.network, id).ExtractErr()
 }
 
 func (in *openStack) removeVolume(ctx context.Context, id string) error {

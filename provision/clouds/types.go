@@ -19,9 +19,14 @@ func typeOf(cloud, name string) (Type, bool) {
 	return t, ok
 }
 
+// TypeKey is the cloud's own key that says of what type machines are, without its name.
+func TypeKey(cloud string) string {
+	return map[string]string{"aws": "instanceType", "openstack": "flavor"}[cloud]
+}
+
 // typeName is the type of a pool's machines, and the key that says so.
 func typeName(spec bed.Spec, pool int) (name, key string) {
-	key = map[string]string{"aws": "instanceType", "openstack": "flavor"}[spec.Driver]
+	key = TypeKey(spec.Driver)
 	said, all := spec.Pools[pool].Type, spec.Settings[key]
 	if said != "" && said != all {
 		return said, fmt.Sprintf("pools[%d].type", pool)
