@@ -35,6 +35,9 @@ type made struct {
 	custom             bool
 	provider           string
 	aliases            []string
+	needs              []string // what it depends on, as kind and name
+	kept               bool     // when it is to be removed
+	known              []string // what others may know it by: its id, and what the cloud calls it
 }
 
 // fakeClouds answer as the engine with the providers of clouds would, and keep the whole graph.
@@ -65,6 +68,10 @@ func (f *fakeClouds) keep(args pulumi.MockResourceArgs) {
 		for _, a := range rpc.GetAliases() {
 			m.aliases = append(m.aliases, a.GetSpec().GetName())
 		}
+		for _, urn := range rpc.GetDependencies() {
+			m.needs = append(m.needs, fmt.Sprint(resource.URN(urn).Type(), " ", resource.URN(urn).Name()))
+		}
+		m.kept = rpc.GetRetainOnDelete()
 	}
 	f.graph = append(f.graph, m)
 }
@@ -95,6 +102,15 @@ func (f *fakeClouds) NewResource(args pulumi.MockResourceArgs) (string, resource
 	for _, named := range []resource.PropertyKey{"name", "keyName"} {
 		if _, ok := out[named]; !ok {
 			out[named] = resource.NewProperty(args.Name + "-auto")
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.graph, func(m made) bool { return m.kind == args.TypeToken && m.name == args.Name })
+	f.graph[i].known = append(f.graph[i].known, id)
+	for _, key := range []resource.PropertyKey{"name", "keyName", "bucket", "arn", "address"} {
+		if v := out[key]; v.IsString() {
+			f.graph[i].known = append(f.graph[i].known, v.StringValue())
 		}
 	}
 	return id, out, err
@@ -192,6 +208,7 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 			}
 		}
 	}
+	f.ordered(t)
 	for _, m := range f.all("aws:ec2/launchTemplate:LaunchTemplate") {
 		options := m.inputs["metadataOptions"].ObjectValue()
 		assert.Equal(t, "required", options["httpTokens"].StringValue(), "IMDSv2 alone")
