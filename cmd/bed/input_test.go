@@ -145,6 +145,20 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
+// TestEstimate: what a bed in a cloud takes and costs is said before anybody is asked, here in a build that knows no cloud to ask.
+func TestEstimate(t *testing.T) {
+	dir := clone(t)
+	code, stdout, stderr := call(t, dir, nil, "preview", "-s", "aws-hpc7g")
+	assert.Equal(t, 3, code, stderr)
+	assert.Contains(t, stdout, "33 × hpc7g.4xlarge on aws: in all 528 CPUs, 4224 GiB of memory, 3300 GiB of disk, public addresses: 33; meant to live 14 h\nabout 56.")
+	assert.Contains(t, stderr, "make tools DRIVER=aws")
+	code, stdout, stderr = call(t, dir, nil, "preview", "-s", "aws-hpc7g", "--prices", "none.json")
+	assert.Equal(t, 2, code, stderr)
+	assert.Empty(t, stdout)
+	assert.Contains(t, stderr, `--prices: "none.json": cannot be read`)
+	untouched(t, dir)
+}
+
 // TestHostCannot: what is right in itself and beyond this host ends with 3, and makes nothing.
 func TestHostCannot(t *testing.T) {
 	if os.Geteuid() != 0 {

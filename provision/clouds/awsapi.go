@@ -174,7 +174,8 @@ func (a *awsCloud) fitType(spec bed.Spec, pool int, t types.InstanceTypeInfo, ar
 			want = want / max(int(aws.ToInt32(v.DefaultThreadsPerCore)), 1) * a.s.ThreadsPerCore
 		}
 		if have := spec.Pools[pool].CPUs; have != want {
-			problems = append(problems, problem("cpus", fmt.Sprint(have), fmt.Sprintf("write %d for it", want), "is not what a %s has, which is %d", name, want))
+			at, remedy := saying(spec, pool, "cpus", want)
+			problems = append(problems, problem(at, fmt.Sprint(have), remedy, "is not what a %s has, which is %d", name, want))
 		}
 	}
 	return problems

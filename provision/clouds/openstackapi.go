@@ -174,7 +174,7 @@ func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 			problems = once(problems, problem(key, name, "write one of them", "is none of the flavors that there are for you: %s", names(found, func(f flavors.Flavor) string { return f.Name })))
 			continue
 		}
-		problems = once(problems, fitFlavor(spec.Pools[i], found[at])...)
+		problems = once(problems, fitFlavor(spec, i, found[at])...)
 	}
 	return append(problems, fitQuota(ctx, in, spec)...)
 }
@@ -189,12 +189,15 @@ func names[T any](list []T, name func(T) string) string {
 	return cmp.Or(strings.Join(text, ", "), "there are none")
 }
 
-func fitFlavor(pool bed.Pool, f flavors.Flavor) (problems []bed.Problem) {
+func fitFlavor(spec bed.Spec, i int, f flavors.Flavor) (problems []bed.Problem) {
+	pool := spec.Pools[i]
 	if pool.CPUs != f.VCPUs {
-		problems = append(problems, problem("cpus", fmt.Sprint(pool.CPUs), fmt.Sprintf("write %d for it", f.VCPUs), "is not what a %s has, which is %d", f.Name, f.VCPUs))
+		at, remedy := saying(spec, i, "cpus", f.VCPUs)
+		problems = append(problems, problem(at, fmt.Sprint(pool.CPUs), remedy, "is not what a %s has, which is %d", f.Name, f.VCPUs))
 	}
 	if memory := bed.Size(f.RAM) * bed.MiB; pool.Memory != memory {
-		problems = append(problems, problem("memory", pool.Memory.String(), fmt.Sprintf("write %v for it", memory), "is not what a %s has, which is %v", f.Name, memory))
+		at, remedy := saying(spec, i, "memory", memory)
+		problems = append(problems, problem(at, pool.Memory.String(), remedy, "is not what a %s has, which is %v", f.Name, memory))
 	}
 	return problems
 }

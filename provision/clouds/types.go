@@ -34,6 +34,14 @@ func typeName(spec bed.Spec, pool int) (name, key string) {
 	return all, spec.Driver + "." + key
 }
 
+// saying is a pool's key of that name, and how to give it a value.
+func saying(spec bed.Spec, pool int, name string, value any) (key, remedy string) {
+	if len(spec.Pools) == 1 {
+		return name, fmt.Sprintf("write -c %s=%v", name, value)
+	}
+	return fmt.Sprintf("pools[%d].%s", pool, name), fmt.Sprintf("write %v there", value)
+}
+
 // computes tells whether any of the pool's nodes do: not if it is the control node's own.
 func computes(spec bed.Spec, pool int) bool {
 	return pool > 0 || spec.Pools[pool].Nodes > 1 || spec.Size() == 1
