@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,8 +40,8 @@ func TestOvirt(t *testing.T) {
 	p.stack, p.env = "ovirt", []string{"OVIRT_URL=" + e.URL, "OVIRT_USERNAME=" + e.Username, "OVIRT_CAFILE=" + ca, "OVIRT_PASSWORD=wrong"}
 	settings := []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
 	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "OVIRT_PASSWORD")
-	p.env[3] = "OVIRT_PASSWORD=" + e.Password
-	p.fails(t, 3, p.upArgs(append(settings[:4:4], "ovirt.cluster=Defalt")...), "did you mean Default?")
+	settings = append(settings, "ovirt.password="+e.Password) // which goes before the environment's
+	p.fails(t, 3, p.upArgs(append(settings[:4:4], "ovirt.cluster=Defalt", settings[5])...), "did you mean Default?")
 	p.fails(t, 2, p.upArgs(append(settings, "ovirt.guaranteed=much")...), "ovirt.guaranteed", "from 0 to 100")
 	assert.Empty(t, e.Census())
 	t.Cleanup(func() {
@@ -51,11 +52,27 @@ func TestOvirt(t *testing.T) {
 		same(t, before)
 	})
 	start := time.Now()
+	secret := map[string][]byte{"password": []byte(e.Password)}
 	inv, c := p.up(t, settings...)
 	t.Logf("up took %s", time.Since(start).Round(time.Second))
 	require.Len(t, inv.Nodes, 7)
 	_, uploaded := c.step("done", "upload")
 	assert.True(t, uploaded)
+	settings = settings[:5] // the password is kept
+	t.Run("password", func(t *testing.T) {
+		watch := watchProcesses(t, secret)
+		for _, c := range []call{c, p.ok(t, p.upArgs(settings...)...), p.ok(t, "status", "-s", p.stack), p.ok(t, "preview", "-s", p.stack, "-o", "json")} {
+			assert.Empty(t, holds([]byte(c.stdout+c.stderr), secret), "%v", c.args[0])
+		}
+		watch.stop()
+		for what := range watch.held { // the CLI and the plugin have it in their environment
+			if strings.HasPrefix(what, "the arguments") {
+				assert.Contains(t, what, "decoy")
+			}
+		}
+		searched := holdsNone(t, p.dir, secret, func(string, fs.DirEntry) bool { return false })
+		assert.Greater(t, searched, 10)
+	})
 	t.Run("lammps", func(t *testing.T) {
 		// Slurm binds every rank to its node's first CPU, and that is the same for all of these nodes.
 		r := p.kept(t, "run", "lammps", "-s", p.stack, "-n", "1", "-o", "json", "--param", "warmups=0", "--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=2")

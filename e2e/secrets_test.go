@@ -85,6 +85,30 @@ func fileHolds(path string, secret map[string][]byte) (names []string, err error
 	}
 }
 
+// holdsNone fails the test if a file below root, but for those that are skipped, holds a secret, and returns how many it has looked at.
+func holdsNone(t *testing.T, root string, secret map[string][]byte, skip func(path string, d fs.DirEntry) bool) (searched int) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if skip(path, d) {
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !d.Type().IsRegular() {
+			return nil
+		}
+		searched++
+		names, err := fileHolds(path, secret)
+		assert.Empty(t, names, path)
+		return err
+	}))
+	return searched
+}
+
 // secrets: none of the bed's keys lies in clear in anything that Bedfellow has written or said, the two files that are theirs
 // aside, in the image, or in the arguments and environment of any process.
 func (p place) secrets(t *testing.T) {
@@ -92,24 +116,7 @@ func (p place) secrets(t *testing.T) {
 	secret := p.keys(t, inv)
 	searched := 0
 	search := func(root string, skip func(path string, d fs.DirEntry) bool) {
-		require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			if skip(path, d) {
-				if d.IsDir() {
-					return fs.SkipDir
-				}
-				return nil
-			}
-			if !d.Type().IsRegular() {
-				return nil
-			}
-			searched++
-			names, err := fileHolds(path, secret)
-			assert.Empty(t, names, path)
-			return err
-		}))
+		searched += holdsNone(t, root, secret, skip)
 	}
 	search(p.dir, func(path string, d fs.DirEntry) bool {
 		return path == p.keyFile() || path == filepath.Join(p.dir, ".bed/passphrase")

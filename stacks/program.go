@@ -103,7 +103,7 @@ func Args(s bed.Spec, state string) BedArgs {
 		args.State = CloudState(state)
 	}
 	if s.Driver == "ovirt" {
-		_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine is the environment's
+		_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine, secrets among it, is in no state
 	}
 	if s.WorkloadManager == "flux" {
 		args.Flux = FluxOf(s.Flux)

@@ -26,11 +26,17 @@ func Keys() []string {
 	return []string{
 		"name", "driver", "nodes", "cpus", "memory", "disk", "image", "workloadManager", "flux", "kubernetes", "network", "profile",
 		"ttl", "pools", "flux.mode", "flux.quorum", "flux.queuePolicy", "flux.matchPolicy", "kubernetes.network", "kubernetes.mtu",
-		"ovirt.url", "ovirt.username", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
+		"ovirt.url", "ovirt.username", "ovirt.password", "ovirt.token", "ovirt.caFile", "ovirt.fingerprint", "ovirt.insecure", "ovirt.dataCenter", "ovirt.cluster",
 		"ovirt.storageDomain", "ovirt.vnicProfile", "ovirt.template", "ovirt.addresses", "ovirt.gateway", "ovirt.spread", "ovirt.sockets", "ovirt.guaranteed", "ovirt.concurrency",
 		"aws.region", "aws.zone", "aws.instanceType", "aws.threadsPerCore", "aws.efa", "aws.spot", "aws.sshFrom", "aws.ami", "aws.amiOwner", "aws.keepImage",
 		"openstack.region", "openstack.flavor", "openstack.externalNetwork", "openstack.sshFrom", "openstack.nameservers", "openstack.image", "openstack.keepImage",
 	}
+}
+
+// Secret says whether the value of a key is a secret: it is kept encrypted, and nothing shows it. So is that of a key that may be meant for such a one.
+func Secret(key string) bool {
+	meant := Nearest(key, Keys())
+	return meant == "ovirt.password" || meant == "ovirt.token"
 }
 
 var namePattern = regexp.MustCompile(`^[a-z]([a-z0-9-]*[a-z0-9])?$`)
@@ -161,6 +167,9 @@ type parser struct {
 }
 
 func (p *parser) problem(key, value, reason, remedy string) {
+	if Secret(key) {
+		value = ""
+	}
 	p.problems = append(p.problems, Problem{Key: key, Value: value, Reason: reason, Remedy: remedy})
 }
 

@@ -172,3 +172,16 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// What is secret is in no message, under whatever key somebody has put it.
+func TestSecretsAreNotShown(t *testing.T) {
+	for key, says := range map[string]string{
+		"ovirt.password": "is about driver ovirt", "ovirt.token": "is about driver ovirt", "ovirt.pasword": "did you mean ovirt.password?", "OVIRT_TOKEN": "did you mean ovirt.token?",
+	} {
+		_, problems := bed.Parse("quickstart", map[string]string{key: "hunter-2"}, known())
+		require.Len(t, problems, 1, key)
+		assert.Contains(t, problems[0].String(), says)
+		assert.NotContains(t, problems[0].String(), "hunter-2")
+		assert.Empty(t, problems[0].Value)
+	}
+}

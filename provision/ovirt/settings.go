@@ -3,6 +3,7 @@ package ovirt
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"os"
@@ -18,7 +19,7 @@ import (
 type Settings struct {
 	URL                string // of the API: https://engine.example.org/ovirt-engine/api
 	Username, Password string // admin@internal
-	Token              string // instead of those; it is not renewed
+	Token              string // instead of those; it is not renewed unless they are given too
 	CAFile             string // in PEM form
 	Fingerprint        string // SHA-256 of the CA's certificate, hex digits, instead of the file
 	Insecure           bool   // nobody's certificate is checked
@@ -47,7 +48,7 @@ func Split(values map[string]string) (connection, rest map[string]string) {
 	connection, rest = map[string]string{}, map[string]string{}
 	for key, v := range values {
 		to := rest
-		if slices.Contains([]string{"url", "username", "caFile", "fingerprint", "insecure"}, key) {
+		if slices.Contains([]string{"url", "username", "password", "token", "caFile", "fingerprint", "insecure"}, key) {
 			to = connection
 		}
 		to[key] = v
@@ -60,10 +61,22 @@ func fromEnvironment() map[string]string {
 	values := map[string]string{
 		"url": os.Getenv("OVIRT_URL"), "username": os.Getenv("OVIRT_USERNAME"), "password": os.Getenv("OVIRT_PASSWORD"), "token": os.Getenv("OVIRT_TOKEN"), "caFile": os.Getenv("OVIRT_CAFILE"),
 	}
+	ours := map[string]string{}
 	if text := os.Getenv(ConnectionEnv); text != "" {
-		_ = json.Unmarshal([]byte(text), &values) // ours
+		_ = json.Unmarshal([]byte(text), &ours)
 	}
-	return values
+	return over(values, ours)
+}
+
+// over puts values on top of others. Who gives one secret there gives all: a token of somebody else's would go before a password.
+func over(values, top map[string]string) map[string]string {
+	all := maps.Clone(values)
+	if top["password"] != "" || top["token"] != "" {
+		delete(all, "password")
+		delete(all, "token")
+	}
+	maps.Copy(all, top)
+	return all
 }
 
 var fingerprint = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -75,13 +88,8 @@ func ReadSettings(values map[string]string) (Settings, bed.Problems) {
 	problem := func(key, value, reason, remedy string) {
 		problems = append(problems, bed.Problem{Key: "ovirt." + key, Value: value, Reason: reason, Remedy: remedy})
 	}
-	environment := fromEnvironment()
-	get := func(key string) string {
-		if v, ok := values[key]; ok {
-			return v
-		}
-		return environment[key]
-	}
+	all := over(fromEnvironment(), values)
+	get := func(key string) string { return all[key] }
 	number := func(key string, fallback, least, most int) int {
 		v := get(key)
 		if v == "" {
@@ -119,7 +127,7 @@ func ReadSettings(values map[string]string) (Settings, bed.Problems) {
 		problem("url", s.URL, "is not that of an engine's API", "write https://"+at.Host+"/ovirt-engine/api")
 	}
 	if s.Token == "" && (s.Username == "" || s.Password == "") {
-		problem("username", s.Username, "and OVIRT_PASSWORD are to be given both, or OVIRT_TOKEN", "set OVIRT_USERNAME, as in admin@internal, and OVIRT_PASSWORD")
+		problem("username", s.Username, "and ovirt.password are to be given both, or ovirt.token", "set OVIRT_USERNAME, as in admin@internal, and OVIRT_PASSWORD, or those keys with -c")
 	}
 	if s.Fingerprint != "" && !fingerprint.MatchString(s.Fingerprint) {
 		problem("fingerprint", get("fingerprint"), "is not a SHA-256 fingerprint, which has 64 hexadecimal digits", "see `openssl x509 -in ca.pem -noout -fingerprint -sha256`")

@@ -407,10 +407,7 @@ func (s *session) explain(ctx context.Context, what string, err error) error {
 	if s.stack.Name() == "" || len(s.errors) == 0 {
 		text := err.Error()
 		if strings.Contains(text, "incorrect passphrase") {
-			return bed.Problems{{
-				Key: "passphrase", Reason: "the passphrase does not open the state of " + s.w.Stack,
-				Remedy: "set PULUMI_CONFIG_PASSPHRASE (or PULUMI_CONFIG_PASSPHRASE_FILE) to the one it was made with, or unset both if it was made with .bed/passphrase", Host: true,
-			}}
+			return s.w.wrongPassphrase()
 		}
 		return fmt.Errorf("%s of stack %s: %w", what, s.w.Stack, err)
 	}

@@ -15,6 +15,8 @@ func Lock(ctx context.Context, w *Workspace, command string) (func(), error) {
 
 func WriteConfig(w *Workspace, path string) error { return w.writeConfig(path, true) }
 
+func Environment(w *Workspace) (map[string]string, error) { return w.environment() }
+
 func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	return kubernetesProblems(spec, on)
 }

@@ -29,7 +29,7 @@ import (
 // Workspace is one stack in one folder. Everything it writes there is under .bed:
 //
 //	.bed/config/Pulumi.<stack>.yaml   configuration: the preset, and what -c has set
-//	.bed/passphrase                   encrypts secrets in the state, unless the environment names another
+//	.bed/passphrase                   encrypts secrets in the state and the configuration, unless the environment names another
 //	.bed/state                        Pulumi's state, unless PULUMI_BACKEND_URL names another
 //	.bed/home                         PULUMI_HOME, unless that is set
 //	.bed/stacks/<stack>/              lock, progress and keys of the stack
@@ -73,8 +73,8 @@ func Open(root, stack string, settings map[string]string) (*Workspace, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.values, err = valuesOf(document); err != nil {
-		return nil, fmt.Errorf("%s: %w", w.configFile(), err)
+	if w.values, err = w.valuesOf(document); err != nil {
+		return nil, err
 	}
 	for key, value := range settings {
 		key = strings.TrimPrefix(key, stacks.Namespace+":")
@@ -182,8 +182,8 @@ func (w *Workspace) document() (map[string]any, error) {
 	return document, nil
 }
 
-// valuesOf picks the values in our namespace; structured ones become JSON, as Pulumi hands them on.
-func valuesOf(document map[string]any) (map[string]string, error) {
+// valuesOf picks the values in our namespace; structured ones become JSON, as Pulumi hands them on, and encrypted ones what they were.
+func (w *Workspace) valuesOf(document map[string]any) (map[string]string, error) {
 	values := map[string]string{}
 	config, _ := document["config"].(map[string]any)
 	for key, value := range config {
@@ -193,9 +193,16 @@ func valuesOf(document map[string]any) (map[string]string, error) {
 		}
 		switch v := value.(type) {
 		case map[string]any, []any:
+			if ciphertext := encrypted(v); ciphertext != "" {
+				var err error
+				if values[name], err = w.decrypt(document, name, ciphertext); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			data, err := json.Marshal(v)
 			if err != nil {
-				return nil, fmt.Errorf("key %s: %w", key, err)
+				return nil, fmt.Errorf("%s: key %s: %w", w.configFile(), key, err)
 			}
 			values[name] = string(data)
 		default:
@@ -205,7 +212,7 @@ func valuesOf(document map[string]any) (map[string]string, error) {
 	return values, nil
 }
 
-// writeConfig writes the configuration to path, with or without the settings that Open was given.
+// writeConfig writes the configuration to path, with or without the settings that Open was given. What is secret is encrypted.
 func (w *Workspace) writeConfig(path string, settings bool) error {
 	document, err := w.document()
 	if err != nil {
@@ -215,7 +222,7 @@ func (w *Workspace) writeConfig(path string, settings bool) error {
 	if !settings {
 		values = nil
 	}
-	before, err := valuesOf(document)
+	before, err := w.valuesOf(document)
 	if err != nil {
 		return err
 	}
@@ -229,6 +236,9 @@ func (w *Workspace) writeConfig(path string, settings bool) error {
 			continue
 		}
 		config[stacks.Namespace+":"+key] = value
+	}
+	if err := w.seal(document, config); err != nil {
+		return err
 	}
 	data, err := yaml.Marshal(document)
 	if err != nil {
