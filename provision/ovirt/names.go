@@ -62,12 +62,16 @@ func list[T identified](objects []T) (out []named) {
 	return out
 }
 
-// where finds the place that the settings name. Problems are what the engine does not have.
-func (c *client) where(ctx context.Context) (at place, problems bed.Problems, err error) {
+// where finds the place that the settings name. Problems are what the engine does not have, and open is what is yet to be chosen.
+func (c *client) where(ctx context.Context) (at place, problems, open bed.Problems, err error) {
 	get := func(path string) ([]byte, error) { return c.call(ctx, http.MethodGet, path, nil, nil) }
 	pick := func(key, value, kind string, have []named) string {
 		id, problem := choose(key, value, kind, have)
-		if problem != nil {
+		switch {
+		case problem == nil:
+		case value == "" && len(have) > 1:
+			open = append(open, *problem)
+		default:
 			problems = append(problems, *problem)
 		}
 		return id
@@ -75,22 +79,22 @@ func (c *client) where(ctx context.Context) (at place, problems bed.Problems, er
 	data, err := get("/datacenters")
 	centers, err := many(data, err, ovirtsdk.XMLDataCenterReadMany)
 	if err != nil {
-		return at, nil, err
+		return at, nil, nil, err
 	}
 	if at.dataCenter = pick("dataCenter", c.settings.DataCenter, "data center", list(centers.Slice())); at.dataCenter == "" {
-		return at, problems, nil
+		return at, problems, open, nil
 	}
 	below := "/datacenters/" + at.dataCenter
 	data, err = get(below + "/clusters")
 	clusters, err := many(data, err, ovirtsdk.XMLClusterReadMany)
 	if err != nil {
-		return at, nil, err
+		return at, nil, nil, err
 	}
 	at.cluster = pick("cluster", c.settings.Cluster, "cluster of that data center", list(clusters.Slice()))
 	data, err = get(below + "/storagedomains")
 	domains, err := many(data, err, ovirtsdk.XMLStorageDomainReadMany)
 	if err != nil {
-		return at, nil, err
+		return at, nil, nil, err
 	}
 	active := slices.DeleteFunc(slices.Clone(domains.Slice()), func(d *ovirtsdk.StorageDomain) bool {
 		kind, _ := d.Type()
@@ -101,19 +105,19 @@ func (c *client) where(ctx context.Context) (at place, problems bed.Problems, er
 	data, err = get(below + "/networks")
 	networks, err := many(data, err, ovirtsdk.XMLNetworkReadMany)
 	if err != nil {
-		return at, nil, err
+		return at, nil, nil, err
 	}
 	data, err = get("/vnicprofiles")
 	profiles, err := many(data, err, ovirtsdk.XMLVnicProfileReadMany)
 	if err != nil {
-		return at, nil, err
+		return at, nil, nil, err
 	}
 	here := slices.DeleteFunc(slices.Clone(profiles.Slice()), func(p *ovirtsdk.VnicProfile) bool {
 		network, _ := p.Network()
 		return !slices.ContainsFunc(networks.Slice(), func(n *ovirtsdk.Network) bool { return idOf(n) == idOf(network) })
 	})
 	at.vnicProfile = pick("vnicProfile", c.settings.VnicProfile, "vNIC profile of that data center's networks", list(here))
-	return at, problems, nil
+	return at, problems, open, nil
 }
 
 func idOf(o interface{ Id() (string, bool) }) string {

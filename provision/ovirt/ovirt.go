@@ -36,6 +36,7 @@ type Driver struct {
 
 	placing sync.Mutex
 	at      place
+	open    bed.Problems // what is yet to be chosen for that, as Check found it
 
 	labelling sync.Mutex
 	groups    map[string]string // affinity groups by bed, whose tag is there too; empty without
@@ -58,6 +59,7 @@ var (
 	_ provision.Driver  = (*Driver)(nil)
 	_ provision.Fitter  = (*Driver)(nil)
 	_ provision.Sweeper = (*Driver)(nil)
+	_ provision.Adviser = (*Driver)(nil)
 
 	_ provision.ImageKeeper = (*Driver)(nil)
 )
@@ -100,8 +102,8 @@ func (d *Driver) placed(ctx context.Context) (*client, place, error) {
 	d.placing.Lock()
 	defer d.placing.Unlock()
 	if d.at == (place{}) {
-		at, problems, err := c.where(ctx)
-		if err := errors.Join(err, problems.Err()); err != nil {
+		at, problems, open, err := c.where(ctx)
+		if err := errors.Join(err, append(problems, open...).Err()); err != nil {
 			return nil, place{}, err
 		}
 		d.at = at
@@ -109,7 +111,8 @@ func (d *Driver) placed(ctx context.Context) (*client, place, error) {
 	return c, d.at, nil
 }
 
-// Check asks the engine whether it is there, lets the user in, and has what the settings name.
+// Check asks the engine whether it is there, lets the user in, and has what the settings name. What is yet to be chosen is Fit's to tell: without it
+// no machine is made.
 func (d *Driver) Check(ctx context.Context) []bed.Problem {
 	ctx, cancel := context.WithTimeoutCause(ctx, d.timing.retry/12, errors.New("no answer came")) // who asks this waits for it
 	defer cancel()
@@ -118,8 +121,11 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 		var about string
 		if about, err = c.describe(ctx); err == nil {
 			d.log.Debug("engine", "is", about)
-			var problems bed.Problems
-			_, problems, err = c.where(ctx)
+			var problems, open bed.Problems
+			_, problems, open, err = c.where(ctx)
+			d.placing.Lock()
+			d.open = open
+			d.placing.Unlock()
 			if err == nil { // not every user may see them all
 				_, err = c.call(ctx, http.MethodGet, "/vms", url.Values{"max": {"1"}}, nil)
 			}
@@ -138,8 +144,23 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 	return []bed.Problem{{Key: "ovirt.url", Value: d.settings.URL, Host: true, Reason: err.Error(), Remedy: remedy}}
 }
 
-// Fit looks whether there are addresses for all.
+// Advise tells what Check has found that there is to choose from.
+func (d *Driver) Advise(context.Context) (advice []string) {
+	d.placing.Lock()
+	defer d.placing.Unlock()
+	for _, p := range d.open {
+		advice = append(advice, fmt.Sprintf("%s %s; `bed up` wants one with -c %s=…", p.Key, p.Reason, p.Key))
+	}
+	return advice
+}
+
+// Fit tells what Check has found to be chosen yet, and looks whether there are addresses for all.
 func (d *Driver) Fit(_ context.Context, machines []provision.Machine) []bed.Problem {
+	d.placing.Lock()
+	defer d.placing.Unlock()
+	if len(d.open) > 0 {
+		return d.open
+	}
 	if have := len(d.settings.Addresses); have > 0 {
 		for _, m := range machines {
 			if m.Index >= have {

@@ -290,6 +290,27 @@ func TestWhoTheEngineIs(t *testing.T) {
 	e.clean(t)
 }
 
+// What there is to choose from is no problem of the engine's, and keeps a bed from being made.
+func TestWhatIsToBeChosen(t *testing.T) {
+	e := start(t, quick())
+	d := e.driver(t, "cluster", "")
+	require.Empty(t, d.Check(t.Context()))
+	advice := d.Advise(t.Context())
+	require.Len(t, advice, 1)
+	assert.Contains(t, advice[0], "ovirt.cluster is not given, and there are several: Default, Spare")
+	problems := d.Fit(t.Context(), []provision.Machine{e.machine(t, 0)})
+	require.Len(t, problems, 1)
+	assert.Equal(t, []any{"ovirt.cluster", true}, []any{problems[0].Key, problems[0].Host})
+	_, err := d.Create(t.Context(), e.machine(t, 0))
+	require.ErrorContains(t, err, "there are several: Default, Spare")
+	e.clean(t)
+
+	chosen := e.driver(t)
+	require.Empty(t, chosen.Check(t.Context()))
+	assert.Empty(t, chosen.Advise(t.Context()))
+	assert.Empty(t, chosen.Fit(t.Context(), []provision.Machine{e.machine(t, 0)}))
+}
+
 // Drift of every kind is seen, and mended.
 func TestByHand(t *testing.T) {
 	for name, c := range map[string]struct {
