@@ -36,6 +36,8 @@ type client struct {
 	timing   timing
 	log      *slog.Logger
 	requests atomic.Int64 // made to the API in all, the tokens' left out
+	// filtered has the engine show what the user has a right to. It answers others than administrators in no other way, and administrators all.
+	filtered atomic.Bool
 
 	mu    sync.Mutex
 	token string
@@ -83,6 +85,12 @@ func (f *Fault) busy() bool {
 		}
 	}
 	return false
+}
+
+// adminsOnly says that the engine answers a question to administrators only, or, unfiltered, any question.
+func adminsOnly(err error) bool {
+	var f *Fault
+	return errors.As(err, &f) && strings.Contains(f.Detail, "nsufficient permissions")
 }
 
 // notFound says that there is no such thing in the engine.
@@ -218,6 +226,7 @@ func (c *client) call(ctx context.Context, method, path string, query url.Values
 	renewed := false
 	var last error
 	for pause := c.timing.pause; ; pause = min(2*pause, c.timing.most) {
+		filtered := c.filtered.Load()
 		token, answer, err := c.once(ctx, method, path, query, body)
 		if err == nil {
 			return answer, nil
@@ -237,6 +246,9 @@ func (c *client) call(ctx context.Context, method, path string, query url.Values
 			if renewed = errToken == nil; renewed {
 				continue
 			}
+		case adminsOnly(err) && !filtered && method == http.MethodGet: // whatever is done, something is asked before
+			c.filtered.Store(true)
+			continue
 		case errors.As(err, new(*refusedError)), errors.As(err, new(*tls.CertificateVerificationError)):
 			return nil, err
 		case isFault && fault.busy(), errors.As(err, &unsent):
@@ -294,6 +306,9 @@ func (c *client) once(ctx context.Context, method, path string, query url.Values
 		"Authorization": "Bearer " + token, "Accept": "application/xml", "Content-Type": "application/xml", "Version": "4", "Correlation-Id": correlation,
 	} {
 		req.Header.Set(key, value)
+	}
+	if c.filtered.Load() {
+		req.Header.Set("Filter", "true")
 	}
 	begin := time.Now()
 	c.requests.Add(1)

@@ -240,14 +240,20 @@ func (c *client) awaitDisk(ctx context.Context, id string) error {
 func shared(bedName string) string { return "bedfellow-" + bedName }
 
 // label gives a VM its bed's tag, and puts it into the group that spreads the bed over hosts. Both are made with the bed's first node, and go
-// with its last: which may have been another's failure a moment ago.
+// with its last: which may have been another's failure a moment ago. They are administrators' to see and to make.
 func (d *Driver) label(ctx context.Context, c *client, at place, id, bedName string) error {
+	if c.filtered.Load() {
+		return nil
+	}
 	err := d.labelled(ctx, c, at, id, bedName)
 	if notFound(err) {
 		d.labelling.Lock()
 		delete(d.groups, bedName)
 		d.labelling.Unlock()
 		err = d.labelled(ctx, c, at, id, bedName)
+	}
+	if adminsOnly(err) {
+		return nil
 	}
 	return err
 }
@@ -322,9 +328,18 @@ func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string
 	return nil
 }
 
-// marked are the beds of which the engine has a tag, and those of which it has an affinity group in any cluster; by paths.
+// marked are the beds of which the engine has a tag, and those of which it has an affinity group in any cluster; by paths. It shows them to
+// administrators only.
 func (d *Driver) marked(ctx context.Context, c *client) (tags, groups map[string]string, err error) {
 	tags, groups = map[string]string{}, map[string]string{}
+	if c.filtered.Load() {
+		return tags, groups, nil
+	}
+	defer func() {
+		if adminsOnly(err) {
+			err = nil
+		}
+	}()
 	note := func(in map[string]string, path string, id string, description string) {
 		if bedName, ours := strings.CutPrefix(description, about("")); ours {
 			in[bedName] = path + "/" + id

@@ -144,8 +144,11 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 	return []bed.Problem{{Key: "ovirt.url", Value: d.settings.URL, Host: true, Reason: err.Error(), Remedy: remedy}}
 }
 
-// Advise tells what Check has found that there is to choose from.
-func (d *Driver) Advise(context.Context) (advice []string) {
+// Advise tells what Check has found that there is to choose from, and what the user cannot have.
+func (d *Driver) Advise(ctx context.Context) (advice []string) {
+	if c, err := d.connected(ctx); err == nil && c.filtered.Load() {
+		advice = append(advice, "this user has no role of an administrator there: beds get no tag and are not spread over hosts, and an administrator makes the images' templates")
+	}
 	d.placing.Lock()
 	defer d.placing.Unlock()
 	for _, p := range d.open {

@@ -185,6 +185,9 @@ func (d *Driver) makeTemplate(ctx context.Context, c *client, at place, m provis
 			id = ""
 		}
 	}()
+	if _, err := c.transferUnderWay(ctx, u.Disk); adminsOnly(err) {
+		return "", fmt.Errorf("the engine lets administrators only look after an upload; have `bed up` of one of them make it, for every bed there, or name a template with -c ovirt.template=…: %w", err)
+	}
 	if u.Engine != d.settings.URL {
 		u = upload{Engine: d.settings.URL, Name: name + "-" + strings.ToLower(rand.Text()[:8]), file: file}
 		if err := u.write(); err != nil {

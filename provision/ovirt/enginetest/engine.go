@@ -90,6 +90,7 @@ type Engine struct {
 	quota     int            // of VMs; 0 is without end
 	launches  map[string]bool
 	sent      int64 // bytes of images
+	plain     bool  // the user is no administrator
 }
 
 type effect struct {
@@ -108,6 +109,7 @@ type (
 		disks                                           []*disk
 		tags                                            []string
 		stopped                                         bool // once
+		others                                          bool // who is no administrator is not shown it
 	}
 	nic  struct{ id, name, profile string }
 	disk struct {
@@ -198,6 +200,13 @@ func (e *Engine) Inject(faults ...Fault) {
 	for _, f := range faults {
 		e.faults = append(e.faults, &f)
 	}
+}
+
+// Demote takes every role of an administrator from the user.
+func (e *Engine) Demote() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.plain = true
 }
 
 // ExpireTokens has every token that was given out expire.
@@ -337,7 +346,7 @@ func (e *Engine) Do(name string, what ByHand) bool {
 func (e *Engine) AddVM(name string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.vms = append(e.vms, &vm{id: newID(), name: name, status: "down", cluster: Cluster, sockets: 1, cores: 1, memory: 1 << 30})
+	e.vms = append(e.vms, &vm{id: newID(), name: name, status: "down", cluster: Cluster, sockets: 1, cores: 1, memory: 1 << 30, others: true})
 }
 
 func (e *Engine) erase(v *vm) {
@@ -391,6 +400,14 @@ func missing() answer {
 
 const locked = "Related operation is currently in progress. Please try again later."
 
+const insufficient = "query execution failed due to insufficient permissions."
+
+// adminsOnly are calls whose queries the engine has for administrators (its QueryType).
+var adminsOnly = regexp.MustCompile(`^[A-Z]+ (/tags|/vms/\*/tags|/clusters/\*/affinitygroups)|^GET /imagetransfers$`)
+
+// filtered says that only what the user has a right to is asked for.
+func filtered(r *http.Request) bool { return r.Header.Get("Filter") == "true" }
+
 // api is a handler of the API's, with the mutex held.
 func (e *Engine) api(do func(e *Engine, r *http.Request, body []byte) answer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -420,6 +437,16 @@ func (e *Engine) api(do func(e *Engine, r *http.Request, body []byte) answer) ht
 			a = refused(f.Status, f.Detail)
 			if f.Detail == "" { // the web server's before it
 				a.body = "<html><body>Service Unavailable</body></html>"
+			}
+		case e.plain && !filtered(r): // the engine does what it is asked for, and then may not show it
+			if r.Method != http.MethodGet {
+				do(e, r, body)
+			}
+			a = refused(http.StatusBadRequest, insufficient)
+		case e.plain && adminsOnly.MatchString(call):
+			a = refused(http.StatusForbidden, "User is not authorized to perform this action.")
+			if r.Method == http.MethodGet {
+				a = refused(http.StatusBadRequest, insufficient)
 			}
 		default:
 			a = do(e, r, body)

@@ -49,10 +49,10 @@ type reference struct {
 	Name string `xml:"name"`
 }
 
-// matches is the engine's search, as far as it is asked for: FIELD="PATTERN".
+// matches is the engine's search, as far as it is asked for: FIELD="PATTERN". Where it filters, it does not search.
 func matches(r *http.Request, fields map[string]string) bool {
 	text := r.URL.Query().Get("search")
-	if text == "" {
+	if text == "" || filtered(r) {
 		return true
 	}
 	field, pattern, _ := strings.Cut(text, "=")
@@ -120,7 +120,7 @@ func (v *vm) show(follow string) string {
 func (e *Engine) getVMs(r *http.Request, _ []byte) answer {
 	var all []string
 	for _, v := range e.vms {
-		if matches(r, map[string]string{"name": v.name, "description": v.description, "template": e.templateName(v.template)}) {
+		if !(filtered(r) && v.others) && matches(r, map[string]string{"name": v.name, "description": v.description, "template": e.templateName(v.template)}) {
 			all = append(all, v.show(r.URL.Query().Get("follow")))
 		}
 	}
