@@ -71,6 +71,12 @@ type ImageKeeper interface {
 	RemoveImage(ctx context.Context, id string) error
 }
 
+// Uploader is a Driver that goes on with uploads of images that were cut short.
+type Uploader interface {
+	// ClearUploads removes what those of this host have left that nobody is at.
+	ClearUploads(ctx context.Context) error
+}
+
 // KeptImage is an image as a driver keeps it.
 type KeptImage struct {
 	ID     string `json:"id"`

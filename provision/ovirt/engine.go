@@ -416,11 +416,7 @@ func (d *Driver) Sweep(ctx context.Context, owner provision.Owner) error {
 			return err
 		}
 	}
-	c, err := d.connected(ctx)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.unlabel(ctx, owner.Bed), d.clearUploads(ctx, c))
+	return errors.Join(d.unlabel(ctx, owner.Bed), d.ClearUploads(ctx))
 }
 
 // unlabel removes what a bed's nodes shared.

@@ -62,6 +62,7 @@ var (
 	_ provision.Adviser = (*Driver)(nil)
 
 	_ provision.ImageKeeper = (*Driver)(nil)
+	_ provision.Uploader    = (*Driver)(nil)
 )
 
 // Info tells what the driver is.

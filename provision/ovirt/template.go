@@ -323,8 +323,12 @@ func (c *client) diskCalled(name string) func(context.Context) (string, error) {
 	return byName(c, "/disks", search("name", name), name, ovirtsdk.XMLDiskReadMany, (*ovirtsdk.DiskSlice).Slice)
 }
 
-// clearUploads removes what runs on this host have left of uploads to this engine that nobody is at.
-func (d *Driver) clearUploads(ctx context.Context, c *client) error {
+// ClearUploads removes what runs on this host have left of uploads to this engine that nobody is at.
+func (d *Driver) ClearUploads(ctx context.Context) error {
+	c, err := d.connected(ctx)
+	if err != nil {
+		return err
+	}
 	files, _ := filepath.Glob(filepath.Join(d.cache, imagePrefix+"*.json"))
 	for _, file := range files {
 		brief, cancel := context.WithTimeout(ctx, d.timing.poll/2)

@@ -436,7 +436,8 @@ func Clear(ctx context.Context, b provision.Beds, owner provision.Owner) error {
 	return nil
 }
 
-// ClearState removes every bed that bears the mark of the state, under whatever name.
+// ClearState removes every bed that bears the mark of the state, under whatever name, and what uploads have left: one may have been cut short before
+// there was a machine to bear it.
 func ClearState(ctx context.Context, d provision.Beds, state string) error {
 	owners, err := Owners(ctx, d)
 	if err != nil {
@@ -448,6 +449,9 @@ func ClearState(ctx context.Context, d provision.Beds, state string) error {
 				return err
 			}
 		}
+	}
+	if u, ok := d.(provision.Uploader); ok {
+		return u.ClearUploads(ctx)
 	}
 	return nil
 }
