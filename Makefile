@@ -43,11 +43,12 @@ e2e-full:
 	go test -timeout 600m -v ./e2e -args -stack $(STACK) -full
 	BEDFELLOW_LIMA_IMAGE=$$(bin/bed image build debian-13 --format vm | cut -d' ' -f3) go test -timeout 180m -v ./provision/lima -run Real
 
-# Fifty kills at random moments; KILLS and SEED replay a run. SOAK=lima-ci KILLS=20 does it to virtual machines.
+# Fifty kills at random moments; KILLS and SEED replay a run. SOAK=lima-ci KILLS=20 does it to virtual machines, SOAK=ovirt to a fake engine's.
 SOAK ?= quickstart
 KILLS ?= 50
 SEED ?= 0
 soak: tools
+	$(if $(filter-out quickstart,$(SOAK)),@$(MAKE) --no-print-directory tools DRIVER=$(if $(filter $(limastacks),$(SOAK)),lima,$(SOAK)))
 	go test -count=1 -timeout 120m -v ./e2e -run TestKills -args -stack $(SOAK) -kills $(KILLS) -seed $(SEED)
 
 # Prints JSON; docs/performance.md tells how to read it, and what SIZES may be.

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/ovirt/enginetest"
 )
 
 var (
@@ -23,22 +25,46 @@ var (
 	seedFlag  = flag.Uint64("seed", 0, "of what is killed and when; 0 chooses one and prints it")
 )
 
-// TestKills: SIGKILL of bed with its group, of the engine, of the plugin or of a node's supervisor, at a random moment of up or
-// destroy. Then either the next up finishes the bed or destroy leaves nothing.
+// victims are what is killed: bed with its group, Pulumi's engine, the plugin, and a node's supervisor where this host has one.
+func (p place) victims() []string {
+	all := []string{"bed", "pulumi", "pulumi-resource-bedfellow", "node"}
+	if p.stack == "ovirt" { // whose machines are the oVirt engine's, and that is somebody else's
+		return all[:3]
+	}
+	return all
+}
+
+// TestKills: SIGKILL of a victim at a random moment of up or destroy. Then either the next up finishes the bed or destroy leaves nothing.
 func TestKills(t *testing.T) {
 	if *stackFlag != "quickstart" && *killsFlag == 0 {
-		t.Skip("a bed for each kill takes long where machines are emulated: `make soak SOAK=lima-ci KILLS=20`; TestBed/kills kills twice on its own bed")
+		t.Skip("a bed for each kill takes long where machines are emulated: `make soak SOAK=lima-ci KILLS=20`; TestBed/kills and TestOvirt/kills kill twice on their own beds")
 	}
 	seed := newSeed()
-	p := newPlace(t, "kills", *stackFlag, "e2e-kill")
+	settings := []string{"nodes=2"}
+	var p place
+	var e *enginetest.Engine
+	var before []string
+	if *stackFlag == "ovirt" {
+		p, e, before = onFakeEngine(t, "kills", "e2e-kill")
+		p.env = append(p.env, "OVIRT_PASSWORD="+e.Password)
+		settings = append(settings, smallOvirt()...)
+	} else {
+		p = newPlace(t, "kills", *stackFlag, "e2e-kill")
+		before = census(t)
+	}
+	clean := func() {
+		same(t, before)
+		if e != nil {
+			onlyTemplates(t, e)
+		}
+	}
 	kills := *killsFlag
 	if kills == 0 {
 		kills = 5
 	}
 	t.Logf("replay with: go test ./e2e -run TestKills -args -stack %s -kills %d -seed %d", p.stack, kills, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	before := census(t)
-	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); same(t, before) })
+	t.Cleanup(func() { p.ok(t, "destroy", "-s", p.stack); clean() })
 
 	// How long they take when left alone says when to strike.
 	took := map[string]time.Duration{}
@@ -47,10 +73,14 @@ func TestKills(t *testing.T) {
 		p.ok(t, args...)
 		took[command] = time.Since(begin)
 	}
-	up, destroy := p.upArgs("nodes=2"), []string{"destroy", "-s", p.stack}
+	up, destroy := p.upArgs(settings...), []string{"destroy", "-s", p.stack}
+	if e != nil { // the first uploads the image, which the others do not
+		p.ok(t, up...)
+		p.ok(t, destroy...)
+	}
 	timed("up", up...)
 	timed("destroy", destroy...)
-	same(t, before)
+	clean()
 
 	struck := 0
 	for i := range kills {
@@ -58,8 +88,11 @@ func TestKills(t *testing.T) {
 		if random.IntN(3) == 0 {
 			command, args = "destroy", destroy
 			p.ok(t, up...)
+		} else if e != nil && random.IntN(3) == 0 {
+			p.ok(t, "sweep", "--images", "--delete") // and so that this one does, unless the bed stands
 		}
-		victim := []string{"bed", "pulumi", "pulumi-resource-bedfellow", "node"}[random.IntN(4)]
+		victims := p.victims()
+		victim := victims[random.IntN(len(victims))]
 		moment := time.Duration(random.Float64() * 1.05 * float64(took[command]))
 		finish := []string{"up", "destroy"}[random.IntN(2)]
 		t.Logf("%d: %s of %s %s into it, then %s", i+1, victim, command, moment.Round(time.Millisecond), finish)
@@ -76,7 +109,7 @@ func TestKills(t *testing.T) {
 			continue
 		}
 		p.ok(t, destroy...)
-		same(t, before)
+		clean()
 	}
 	t.Logf("%d of %d struck something that was there", struck, kills)
 	if kills >= 5 {
@@ -102,11 +135,14 @@ func (p place) kills(t *testing.T) {
 	seed := newSeed()
 	t.Logf("replay with: -args -stack %s -seed %d", p.stack, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	victims := []string{"bed", "pulumi", "pulumi-resource-bedfellow", "node"}
+	victims, took := p.victims(), 2*time.Minute
+	if inv.Driver == "ovirt" {
+		took = 40 * time.Second
+	}
 	for _, c := range []struct {
 		args []string
 		took time.Duration // about
-	}{{p.upArgs("memory=1216MiB"), 2 * time.Minute}, {[]string{"destroy", "-s", p.stack}, 6 * time.Second}} {
+	}{{p.upArgs(fmt.Sprintf("memory=%dMiB", inv.Nodes[0].MemoryMiB+192)), took}, {[]string{"destroy", "-s", p.stack}, 6 * time.Second}} {
 		victim, moment := victims[random.IntN(len(victims))], time.Duration(random.Float64()*float64(c.took))
 		t.Logf("%s of %s %s into it", victim, c.args[0], moment.Round(time.Millisecond))
 		run := p.start(t, nil, c.args...)

@@ -18,27 +18,47 @@ import (
 	"github.com/bedfellow/bedfellow/provision/ovirt/enginetest"
 )
 
+// smallOvirt are settings with which a bed of stack ovirt fits a fake engine, and this host.
+func smallOvirt() []string {
+	return []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
+}
+
+// onFakeEngine is a folder for a bed of stack ovirt, on a fake engine whose virtual machines are containers here: real nodes. `bed` is told of the
+// engine and of the user, and of no password; the census is of before.
+func onFakeEngine(t *testing.T, folder, bedName string) (p place, e *enginetest.Engine, before []string) {
+	t.Helper()
+	p = newPlace(t, folder, "quickstart", bedName)
+	var image images.Image
+	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "image", "build", "debian-12", "-o", "json").stdout), &image))
+	before = census(t)
+	machines, err := drivers.Open("nspawn", drivers.Settings{})
+	require.NoError(t, err)
+	e, err = enginetest.Start("", enginetest.Usual(), enginetest.NewNodes(machines, image.Path))
+	require.NoError(t, err)
+	t.Cleanup(e.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, e.CA, 0o600))
+	p.stack, p.env = "ovirt", []string{"OVIRT_URL=" + e.URL, "OVIRT_USERNAME=" + e.Username, "OVIRT_CAFILE=" + ca}
+	return p, e, before
+}
+
+// onlyTemplates fails the test if the engine has more than templates of images, which are kept.
+func onlyTemplates(t *testing.T, e *enginetest.Engine) {
+	t.Helper()
+	for _, left := range e.Census() {
+		assert.True(t, strings.HasPrefix(left, "template bedfellow-image-"), left)
+	}
+}
+
 // TestOvirt brings the talk's seven nodes up by driver ovirt, on a fake engine whose virtual machines are containers here: real nodes. LAMMPS
 // runs on them; what somebody does to one of them is seen and mended; and in the end the engine has what it had.
 func TestOvirt(t *testing.T) {
 	if !strings.HasPrefix(*stackFlag, "lima") {
 		t.Skip("needs what makes disks of virtual machines: `make e2e STACK=lima-ci` has it")
 	}
-	tree := newPlace(t, "ovirt", "quickstart", "e2e-ovirt")
-	var image images.Image
-	require.NoError(t, json.Unmarshal([]byte(tree.ok(t, "image", "build", "debian-12", "-o", "json").stdout), &image))
-	before := census(t)
-	machines, err := drivers.Open("nspawn", drivers.Settings{})
-	require.NoError(t, err)
-	latency := enginetest.Usual()
-	e, err := enginetest.Start("", latency, enginetest.NewNodes(machines, image.Path))
-	require.NoError(t, err)
-	t.Cleanup(e.Close)
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	require.NoError(t, os.WriteFile(ca, e.CA, 0o600))
-	p := tree
-	p.stack, p.env = "ovirt", []string{"OVIRT_URL=" + e.URL, "OVIRT_USERNAME=" + e.Username, "OVIRT_CAFILE=" + ca, "OVIRT_PASSWORD=wrong"}
-	settings := []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
+	p, e, before := onFakeEngine(t, "ovirt", "e2e-ovirt")
+	p.env = append(p.env, "OVIRT_PASSWORD=wrong")
+	settings := smallOvirt()
 	p.fails(t, 3, p.upArgs(settings...), "does not let admin@internal in", "OVIRT_PASSWORD")
 	settings = append(settings, "ovirt.password="+e.Password) // which goes before the environment's
 	p.fails(t, 3, p.upArgs(append(settings[:4:4], "ovirt.cluster=Defalt", settings[5])...), "did you mean Default?")
@@ -46,9 +66,7 @@ func TestOvirt(t *testing.T) {
 	assert.Empty(t, e.Census())
 	t.Cleanup(func() {
 		p.ok(t, "destroy", "-s", p.stack)
-		for _, left := range e.Census() {
-			assert.True(t, strings.HasPrefix(left, "template bedfellow-image-"), left)
-		}
+		onlyTemplates(t, e)
 		same(t, before)
 	})
 	start := time.Now()
@@ -103,4 +121,5 @@ func TestOvirt(t *testing.T) {
 		assert.Equal(t, inv.Nodes[5].Incarnation, again.Nodes[5].Incarnation)
 		p.computes(t, again)
 	})
+	t.Run("kills", p.kills)
 }
