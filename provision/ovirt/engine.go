@@ -51,6 +51,17 @@ func (c *client) create(ctx context.Context, path string, body []byte, look func
 	return "", errors.Join(context.Cause(ctx), last)
 }
 
+// ensure is create for what may be there already, which the engine may refuse.
+func (c *client) ensure(ctx context.Context, path string, body []byte, look func(context.Context) (string, error)) error {
+	_, err := c.create(ctx, path, body, look)
+	if err != nil {
+		if id, errLook := look(ctx); errLook == nil && id != "" {
+			return nil
+		}
+	}
+	return err
+}
+
 // post is a call that the context's end does not cut short.
 func (c *client) post(ctx context.Context, path string, body []byte) ([]byte, error) {
 	under, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), c.timing.retry, fmt.Errorf("not within %s", c.timing.retry))
@@ -270,7 +281,7 @@ func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName 
 	if err != nil {
 		return err
 	}
-	if _, err := c.create(ctx, "/vms/"+id+"/tags", tag, byName(c, "/vms/"+id+"/tags", nil, shared(bedName), ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
+	if err := c.ensure(ctx, "/vms/"+id+"/tags", tag, byName(c, "/vms/"+id+"/tags", nil, shared(bedName), ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
 		return fmt.Errorf("tag it: %w", err)
 	}
 	if group == "" {
@@ -286,13 +297,16 @@ func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName 
 		}
 		return id, nil
 	}
-	if _, err := c.create(ctx, path, member, look); err != nil {
+	if err := c.ensure(ctx, path, member, look); err != nil {
 		return fmt.Errorf("put it into the bed's affinity group: %w", err)
 	}
 	return nil
 }
 
-// shared makes a bed's tag and affinity group, unless they are there. The caller holds the mutex.
+// spreads says whether a node is to be in its bed's affinity group.
+func (d *Driver) spreads(c *client) bool { return d.settings.Spread && !c.filtered.Load() }
+
+// shared makes a bed's tag and affinity group, unless they are there; a group that is not wanted any more it removes. The caller holds the mutex.
 func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string) error {
 	if _, done := d.groups[bedName]; done {
 		return nil
@@ -311,17 +325,26 @@ func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string
 	if _, err := make("/tags", tag, byName(c, "/tags", nil, name, ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
 		return fmt.Errorf("make the bed's tag: %w", err)
 	}
+	path := "/clusters/" + at.cluster + "/affinitygroups"
+	look := byName(c, path, nil, name, ovirtsdk.XMLAffinityGroupReadMany, (*ovirtsdk.AffinityGroupSlice).Slice)
 	group := ""
 	if d.settings.Spread {
-		path := "/clusters/" + at.cluster + "/affinitygroups"
 		// Apart, as far as there are hosts: a bed of more nodes than hosts must come up too.
 		body, err := written(ovirtsdk.NewAffinityGroupBuilder().Name(name).Description(about(bedName)).
 			VmsRule(ovirtsdk.NewAffinityRuleBuilder().Enabled(true).Enforcing(false).Positive(false).MustBuild()).MustBuild(), ovirtsdk.XMLAffinityGroupWriteOne)
 		if err != nil {
 			return err
 		}
-		if group, err = make(path, body, byName(c, path, nil, name, ovirtsdk.XMLAffinityGroupReadMany, (*ovirtsdk.AffinityGroupSlice).Slice)); err != nil {
+		if group, err = make(path, body, look); err != nil {
 			return fmt.Errorf("make the bed's affinity group: %w", err)
+		}
+	} else {
+		id, err := look(ctx)
+		if err == nil && id != "" {
+			_, err = c.call(ctx, http.MethodDelete, path+"/"+id, nil, nil)
+		}
+		if ignoreNotFound(err) != nil {
+			return fmt.Errorf("remove the bed's affinity group: %w", err)
 		}
 	}
 	d.groups[bedName] = group

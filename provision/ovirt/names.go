@@ -15,6 +15,7 @@ import (
 // place is where in an engine machines are made, by id.
 type place struct {
 	dataCenter, cluster, storageDomain, vnicProfile string
+	template                                        string // empty leaves it to the image
 }
 
 // named is what the engine has of a kind.
@@ -117,7 +118,42 @@ func (c *client) where(ctx context.Context) (at place, problems, open bed.Proble
 		return !slices.ContainsFunc(networks.Slice(), func(n *ovirtsdk.Network) bool { return idOf(n) == idOf(network) })
 	})
 	at.vnicProfile = pick("vnicProfile", c.settings.VnicProfile, "vNIC profile of that data center's networks", list(here))
+	if name := c.settings.Template; name != "" {
+		data, err = get("/templates")
+		templates, err := many(data, err, ovirtsdk.XMLTemplateReadMany)
+		if err != nil {
+			return at, nil, nil, err
+		}
+		at.template = pick("template", name, "template", versions(templates.Slice(), name))
+	}
 	return at, problems, open, nil
+}
+
+// versions are the newest of each name among templates, or the one that NAME:NUMBER means: all versions of a template have its name.
+func versions(templates []*ovirtsdk.Template, value string) (have []named) {
+	newest := map[string]int64{}
+	for i, t := range list(templates) {
+		number := int64(1)
+		if v, ok := templates[i].Version(); ok {
+			if n, ok := v.VersionNumber(); ok {
+				number = n
+			}
+		}
+		if value == t.id || value == fmt.Sprintf("%s:%d", t.name, number) {
+			return []named{{t.id, value}}
+		}
+		at := slices.IndexFunc(have, func(h named) bool { return h.name == t.name })
+		switch {
+		case at < 0:
+			have = append(have, t)
+		case number > newest[t.name]:
+			have[at] = t
+		default:
+			continue
+		}
+		newest[t.name] = number
+	}
+	return have
 }
 
 func idOf(o interface{ Id() (string, bool) }) string {

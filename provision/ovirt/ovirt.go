@@ -263,7 +263,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	step := progress.Start(ctx, "boot %s", m.Name)
 	defer func() { step.EndWith(st.Address, err) }()
 	if vm != nil && have.Owner == m.Owner && have.Digest == m.Digest() && have.Frame == frame(m, d.settings) && have.VM != "" {
-		st, err = d.mend(ctx, c, vm, have, m)
+		st, err = d.mend(ctx, c, at, vm, have, m)
 		if !errors.As(err, new(*remote.HostKeyError)) { // somebody else is on that disk; anything else may pass, and what is on it is worth keeping
 			if err != nil && ctx.Err() == nil {
 				err = fmt.Errorf("node %s: %w; remove its VM in the engine, and `bed up` makes it anew", m.Name, err)
@@ -361,7 +361,7 @@ func (d *Driver) make(ctx context.Context, c *client, at place, template string,
 	if st, err = d.boot(ctx, c, vm, have, m); err != nil {
 		return st, err
 	}
-	have.VM = id
+	have.VM, have.Spread = id, d.spreads(c)
 	return st, c.change(ctx, id, ovirtsdk.NewVmBuilder().Comment(have.String()))
 }
 
@@ -374,8 +374,8 @@ func nameTaken(err error, name string) error {
 	return err
 }
 
-// mend has a machine that is as asked for run and answer.
-func (d *Driver) mend(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark, m provision.Machine) (provision.Status, error) {
+// mend has a machine that is as asked for run and answer, in its bed's affinity group or in none.
+func (d *Driver) mend(ctx context.Context, c *client, at place, vm *ovirtsdk.Vm, have mark, m provision.Machine) (provision.Status, error) {
 	id, changed := idOf(vm), ovirtsdk.NewVmBuilder()
 	cpus, memory := has(vm)
 	name, _ := vm.Name()
@@ -387,8 +387,14 @@ func (d *Driver) mend(ctx context.Context, c *client, vm *ovirtsdk.Vm, have mark
 		vm.SetStatus(ovirtsdk.VMSTATUS_DOWN)
 		sizes(changed, m, d.settings)
 	}
-	if later := !have.Expires.Equal(m.Expires); resized || later || name != m.Name {
-		have.Expires, have.Shape = m.Expires, d.settings.shape()
+	moves := have.Spread != d.spreads(c)
+	if moves {
+		if err := d.label(ctx, c, at, id, m.Owner.Bed); err != nil {
+			return provision.Status{}, err
+		}
+	}
+	if later := !have.Expires.Equal(m.Expires); resized || moves || later || name != m.Name {
+		have.Expires, have.Shape, have.Spread = m.Expires, d.settings.shape(), d.spreads(c)
 		if err := c.change(ctx, id, changed.Name(m.Name).Comment(have.String())); err != nil {
 			return provision.Status{}, err
 		}
@@ -423,7 +429,7 @@ func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Sta
 		}
 	}
 	now := markOf(m, d.settings, have.Address)
-	now.VM = id
+	now.VM, now.Spread = id, have.Spread
 	if err := c.change(ctx, id, sizes(ovirtsdk.NewVmBuilder(), m, d.settings).Comment(now.String())); err != nil {
 		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
 	}

@@ -25,7 +25,7 @@ type Settings struct {
 	Insecure           bool   // nobody's certificate is checked
 	// By name or id. An empty one is the only one there is.
 	DataCenter, Cluster, StorageDomain, VnicProfile string
-	// Template is one that is there already; empty makes one of the bed's image.
+	// Template is one that is there already, by id, by name, which is its newest version, or as NAME:NUMBER; empty makes one of the bed's image.
 	Template string
 	// Addresses are the nodes', in order, with their prefix's length; none leaves them to DHCP.
 	Addresses   []netip.Prefix

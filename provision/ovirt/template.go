@@ -16,7 +16,6 @@ import (
 	ovirtsdk "github.com/ovirt/go-ovirt"
 	"golang.org/x/sys/unix"
 
-	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/provision"
 )
@@ -71,17 +70,8 @@ func (u upload) write() error {
 
 // template is the id of the template that a machine is made of: the one that the settings name, or the image's, which is made once.
 func (d *Driver) template(ctx context.Context, c *client, at place, m provision.Machine) (string, error) {
-	if name := d.settings.Template; name != "" {
-		data, err := c.call(ctx, http.MethodGet, "/templates", nil, nil)
-		all, err := many(data, err, ovirtsdk.XMLTemplateReadMany)
-		if err != nil {
-			return "", err
-		}
-		id, problem := choose("template", name, "template", list(all.Slice()))
-		if problem != nil {
-			return "", bed.Problems{*problem}
-		}
-		return id, nil
+	if at.template != "" {
+		return at.template, nil
 	}
 	name := imageName(m.ImageDigest, at.storageDomain)
 	d.mu.Lock()

@@ -29,7 +29,8 @@ type mark struct {
 	DiskMiB       int             `json:"diskMiB,omitempty"`
 	Address       string          `json:"address,omitempty"` // one that was given
 	Expires       time.Time       `json:"expires,omitzero"`
-	Shape         string          `json:"shape"` // sockets and guarantee
+	Shape         string          `json:"shape"`            // sockets and guarantee
+	Spread        bool            `json:"spread,omitempty"` // it is in the bed's affinity group; written once it is
 	// VM is its own id, once it was up: this is written last. A clone that somebody made of it has the mark too.
 	VM string `json:"vm,omitempty"`
 }

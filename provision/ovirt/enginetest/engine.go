@@ -123,6 +123,7 @@ type (
 	template struct {
 		id, name, description, status string
 		size                          int64
+		version                       int
 		disk                          *disk // a copy, with the name and the description of what it was made of
 	}
 	tag   struct{ id, name, description string }
@@ -291,62 +292,6 @@ func (e *Engine) Calls() map[string]int {
 		out[k] = n
 	}
 	return out
-}
-
-// ByHand is what an administrator does to a VM.
-type ByHand func(e *Engine, v *vm)
-
-// PowerOff, Rename and Resize are done at once, whatever the VM is doing.
-func PowerOff(e *Engine, v *vm) {
-	e.backing.Stop(v.id)
-	v.status, v.address, v.stopped = "down", "", true
-}
-
-// Rename calls a VM otherwise.
-func Rename(to string) ByHand { return func(_ *Engine, v *vm) { v.name = to } }
-
-// Resize gives a VM other CPUs and memory.
-func Resize(cpus int, memory int64) ByHand {
-	return func(_ *Engine, v *vm) { v.sockets, v.cores, v.memory = 1, cpus, memory }
-}
-
-// Comment changes what a VM's comment says.
-func Comment(text string) ByHand { return func(_ *Engine, v *vm) { v.comment = text } }
-
-// Clone makes a copy of a VM with all that is written on it, switched off.
-func Clone(name string) ByHand {
-	return func(e *Engine, v *vm) {
-		copied := *v
-		copied.id, copied.name, copied.status, copied.address, copied.disks = newID(), name, "down", "", nil
-		e.vms = append([]*vm{&copied}, e.vms...)
-	}
-}
-
-// Erase removes a VM with its disks.
-func Erase(e *Engine, v *vm) {
-	PowerOff(e, v)
-	e.erase(v)
-}
-
-// Do has an administrator do something to a VM by its name.
-func (e *Engine) Do(name string, what ByHand) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.settle()
-	for _, v := range e.vms {
-		if v.name == name {
-			what(e, v)
-			return true
-		}
-	}
-	return false
-}
-
-// AddVM makes a VM that is nobody's of ours.
-func (e *Engine) AddVM(name string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.vms = append(e.vms, &vm{id: newID(), name: name, status: "down", cluster: Cluster, sockets: 1, cores: 1, memory: 1 << 30, others: true})
 }
 
 func (e *Engine) erase(v *vm) {

@@ -87,7 +87,8 @@ func (e *Engine) deleteDisk(r *http.Request, _ []byte) answer {
 }
 
 func (t *template) show() string {
-	return element("template", "templates", t.id, "name", t.name, "description", t.description, "status", t.status)
+	return element("template", "templates", t.id, "name", t.name, "description", t.description, "status", t.status,
+		"version", fmt.Sprintf("<version_number>%d</version_number>", t.version))
 }
 
 func (e *Engine) getTemplates(r *http.Request, _ []byte) answer {
@@ -118,7 +119,7 @@ func (e *Engine) addTemplate(_ *http.Request, body []byte) answer {
 	case v.status != "down":
 		return refused(http.StatusConflict, "Cannot add Template. "+locked)
 	}
-	t := &template{id: newID(), name: b.Name, description: b.Description, status: "locked"}
+	t := &template{id: newID(), name: b.Name, description: b.Description, status: "locked", version: 1}
 	for _, d := range v.disks {
 		t.size += d.size
 		d.status = "locked"
