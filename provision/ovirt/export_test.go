@@ -8,5 +8,13 @@ func (d *Driver) Quick(port int) {
 	d.timing = timing{request: 5 * time.Second, retry: 10 * time.Second, pause: 5 * time.Millisecond, most: 100 * time.Millisecond, poll: 4 * time.Millisecond, settle: 10 * time.Second, boot: 10 * time.Second}
 }
 
+// Usual has it wait as it does for a real engine, in so much less time, and find the sshds of machines on a port.
+func (d *Driver) Usual(port, faster int) {
+	d.port, d.timing = port, usualTiming()
+	for _, t := range []*time.Duration{&d.timing.pause, &d.timing.most, &d.timing.poll} {
+		*t /= time.Duration(faster)
+	}
+}
+
 // Bootless has machines come up within a time, or not.
 func (d *Driver) Bootless(within time.Duration) { d.timing.boot = within }

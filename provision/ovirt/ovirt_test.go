@@ -8,8 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -435,21 +433,6 @@ func TestDisk(t *testing.T) {
 	assert.NotEqual(t, first.Incarnation, st.Incarnation, "and does not shrink")
 }
 
-// At most so many requests make a node once the template is there.
-func TestRequestsOfANode(t *testing.T) {
-	e := start(t, quick())
-	d := e.driver(t)
-	_, err := d.Create(t.Context(), e.machine(t, 0))
-	require.NoError(t, err)
-	before := d.Requests()
-	m := e.machine(t, 1)
-	m.Disk = bed.GiB
-	_, err = d.Create(t.Context(), m)
-	require.NoError(t, err)
-	assert.LessOrEqual(t, d.Requests()-before, int64(15))
-	t.Logf("%d requests", d.Requests()-before)
-}
-
 // Two beds that come up at once share one template, and nothing else.
 func TestTwoBedsAtOnce(t *testing.T) {
 	e := start(t, quick())
@@ -476,43 +459,4 @@ func TestTwoBedsAtOnce(t *testing.T) {
 	owners, err := drivers["conf"].Owners(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []provision.Owner{machines[3].Owner}, owners)
-}
-
-// BenchmarkNodes makes beds on an engine with the latencies of a real one, a tenth as long, from a template that is there.
-func BenchmarkNodes(b *testing.B) {
-	for _, n := range []int{1, 7, 200} {
-		b.Run(strconv.Itoa(n), func(b *testing.B) {
-			l := enginetest.Usual()
-			for _, d := range []*time.Duration{&l.MakeVM, &l.MakeDisk, &l.MakeTemplate, &l.Launch, &l.Stop, &l.Remove, &l.Transfer, &l.Answer} {
-				*d /= 10
-			}
-			e := start(b, l)
-			d := e.driver(b)
-			_, err := d.Create(b.Context(), e.machine(b, 0))
-			require.NoError(b, err)
-			require.NoError(b, d.Delete(b.Context(), bed.NodeName("conf", 0)))
-			machines := make([]provision.Machine, n)
-			for i := range machines {
-				machines[i] = e.machine(b, i)
-			}
-			before := d.Requests()
-			for b.Loop() {
-				require.NoError(b, remote.Each(b.Context(), machines, d.Info().Concurrency, func(ctx context.Context, _ int, m provision.Machine) error {
-					_, err := d.Create(ctx, m)
-					return err
-				}))
-				b.StopTimer()
-				b.ReportMetric(float64(d.Requests()-before)/float64(n), "requests/node")
-				var memory runtime.MemStats
-				runtime.GC()
-				runtime.ReadMemStats(&memory)
-				b.ReportMetric(float64(memory.HeapAlloc)/(1<<20), "MiB")
-				for _, m := range machines {
-					e.Do(m.Name, enginetest.Erase)
-				}
-				before = d.Requests()
-				b.StartTimer()
-			}
-		})
-	}
 }

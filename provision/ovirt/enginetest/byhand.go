@@ -97,3 +97,11 @@ func (e *Engine) Members(group string) (names []string) {
 	slices.Sort(names)
 	return names
 }
+
+// Pending is how many VMs were on their way up at once, at most, since it was last asked.
+func (e *Engine) Pending() (n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, e.pending = e.pending, 0
+	return n
+}

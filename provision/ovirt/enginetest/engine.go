@@ -91,6 +91,7 @@ type Engine struct {
 	launches  map[string]bool
 	sent      int64 // bytes of images
 	plain     bool  // the user is no administrator
+	pending   int   // VMs on their way up at once, at most, since that was asked
 }
 
 type effect struct {

@@ -215,6 +215,13 @@ func (e *Engine) addVM(_ *http.Request, body []byte) answer {
 		e.after(e.latency.MakeVM, func() { v.status, d.status = "down", "ok" })
 	}
 	e.vms = append(e.vms, v)
+	pending := 0
+	for _, v := range e.vms {
+		if v.status != "up" {
+			pending++
+		}
+	}
+	e.pending = max(e.pending, pending)
 	return answer{http.StatusCreated, v.show("")}
 }
 
