@@ -65,7 +65,7 @@ func (p place) workflow(t *testing.T) {
 	if *fullFlag {
 		train, test, y, z = 12, 4, 2, 2
 	}
-	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=10", "--param", "limit=2h"}
+	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1"}
 	for name, n := range map[string]int{"train": train, "test": test, "x": 2, "y": y, "z": z} {
 		args = append(args, "--param", fmt.Sprintf("%s=%d", name, n))
 	}

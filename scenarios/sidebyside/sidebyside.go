@@ -47,6 +47,14 @@ func Shape(steps, limit string) []scenario.Parameter {
 				}
 				return nil
 			}},
+		{Name: "ranks", Doc: "MPI ranks of each simulation on a node; fewer than its CPUs leave some to Kubernetes", Default: "all CPUs of the smallest", Check: scenario.Whole(1, bed.MaxCPUs),
+			Derive: func(inv bed.Inventory, v scenario.Values) string { return strconv.Itoa(leastCPUs(inv, v)) },
+			Fits: func(inv bed.Inventory, v scenario.Values, value string) error {
+				if n, _ := strconv.Atoi(value); n > leastCPUs(inv, v) {
+					return fmt.Errorf("the smallest of the job's nodes has %d CPUs", leastCPUs(inv, v))
+				}
+				return nil
+			}},
 		{Name: "steps", Doc: "time steps of 0.1 fs of each simulation", Default: steps, Check: scenario.Whole(1, 100_000_000)},
 		{Name: "limit", Doc: "of the job's time", Default: limit, Check: scenario.Length},
 	}
@@ -65,13 +73,24 @@ func on(inv bed.Inventory, v scenario.Values) []bed.InventoryNode {
 	return inv.Compute()[:min(v.Int("nodes"), len(inv.Compute()))]
 }
 
-// Shaped is a job on the nodes and of the length that its parameters say, with a rank on each of their CPUs.
+// Shaped is a job on the nodes and of the length that its parameters say.
 func Shaped(env *scenario.Env, name string) Job {
 	j := Job{Name: name, Steps: env.Params.Int("steps"), Limit: env.Params.Duration("limit"), Ending: Completed}
 	for _, n := range on(env.Inventory, env.Params) {
-		j.Nodes, j.Ranks = append(j.Nodes, n.Name), j.Ranks+n.CPUs
+		j.Nodes, j.Ranks = append(j.Nodes, n.Name), j.Ranks+env.Params.Int("ranks")
 	}
 	return j
+}
+
+// leastCPUs are those of the smallest of a job's nodes.
+func leastCPUs(inv bed.Inventory, v scenario.Values) int {
+	least := 0
+	for i, n := range on(inv, v) {
+		if i == 0 || n.CPUs < least {
+			least = n.CPUs
+		}
+	}
+	return least
 }
 
 func run(ctx context.Context, env *scenario.Env) error {

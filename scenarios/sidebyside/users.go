@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,11 +35,7 @@ func shareNodes(inv bed.Inventory, v scenario.Values, value string) error {
 
 // share makes a job one of several at once on the same nodes.
 func (j Job) share(env *scenario.Env, jobs int) Job {
-	least := math.MaxInt
-	for _, n := range on(env.Inventory, env.Params) {
-		least = min(least, n.CPUs)
-	}
-	j.Shared, j.Ranks = true, least/jobs*len(j.Nodes)
+	j.Shared, j.Ranks = true, min(env.Params.Int("ranks"), leastCPUs(env.Inventory, env.Params)/jobs)*len(j.Nodes)
 	return j
 }
 
