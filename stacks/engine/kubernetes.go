@@ -26,7 +26,7 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	if !own {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
 			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
-			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=usernetes"})
+			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=" + spec.Kubernetes})
 	}
 	if images := rootlessKit2(); spec.KubernetesNetwork.Driver == "pasta" && !slices.Contains(images, spec.Image) {
 		problems = append(problems, bed.Problem{Key: "kubernetes.network", Value: "pasta", Reason: "is a network that the RootlessKit of " + spec.Image + " does not know",

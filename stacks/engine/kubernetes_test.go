@@ -48,7 +48,10 @@ func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 
 	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
 	require.Len(t, shared, 1)
-	assert.ErrorContains(t, shared, "driver lima")
+	assert.ErrorContains(t, shared, "driver lima: bed up -s lima-ci -c kubernetes=usernetes")
+	jobs := spec("2GiB")
+	jobs.Kubernetes = bed.JobsKubernetes
+	assert.ErrorContains(t, engine.KubernetesProblems(jobs, provision.Info{Name: "nspawn", Image: bed.Tree}), "-c kubernetes=jobs")
 	assert.Equal(t, 3, shared.ExitCode())
 
 	t.Setenv(images.KubernetesEnv, t.TempDir())
