@@ -36,6 +36,8 @@ func TestPublished(t *testing.T) {
 	require.NoError(t, err)
 	module, err := filepath.Abs("../images/kubernetes")
 	require.NoError(t, err)
+	temporary := t.TempDir()
+	t.Setenv("TMPDIR", temporary)
 	built, err := store.Build(t.Context(), images.Bundle(module))
 	require.NoError(t, err)
 	versions := built.Manifest.Kubernetes.Versions
@@ -91,6 +93,9 @@ func TestPublished(t *testing.T) {
 		built, err = store.Build(t.Context(), images.Bundle(module))
 		require.NoError(t, err)
 	}
+	left, err := os.ReadDir(temporary)
+	require.NoError(t, err)
+	assert.Empty(t, left, "that bakes left behind")
 	assert.Equal(t, versions, taken.Manifest.Kubernetes.Versions)
 	assert.Equal(t, built.Manifest.Kubernetes.Images, taken.Manifest.Kubernetes.Images)
 	assert.Equal(t, built.Digest, taken.Digest, "whichever way its programs came")

@@ -288,7 +288,8 @@ func (s *Store) preflight(r recipe) error {
 	return nil
 }
 
-// free is what is free for root on the store's filesystem, and where that is mounted, as far as df knows.
+// free is what is free on the store's filesystem, and where that is mounted, as far as df knows. What is reserved there does not
+// count: it is not always root's.
 func (s *Store) free() (int64, string) {
 	where := s.dir
 	var st syscall.Statfs_t
@@ -300,7 +301,7 @@ func (s *Store) free() (int64, string) {
 			where = fmt.Sprintf("the filesystem at %s (which holds %s)", lines[len(lines)-1], s.dir)
 		}
 	}
-	return int64(st.Bfree) * int64(st.Bsize), where
+	return int64(st.Bavail) * int64(st.Bsize), where
 }
 
 // explainSpace adds to an error of a full filesystem which one it is. Programs tell of it in text only.

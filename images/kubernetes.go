@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -353,7 +354,7 @@ func (b *bakery) containerImages(ctx context.Context, tree, bin, to string) erro
 		if err := writeMembers(&out, map[string]memberFile{at: {&tar.Header{Typeflag: tar.TypeReg, Mode: 0o755}, data}}); err != nil {
 			return err
 		}
-		layer, err := tarball.LayerFromReader(&out)
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(out.Bytes())), nil })
 		if err != nil {
 			return err
 		}
