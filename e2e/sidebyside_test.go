@@ -47,12 +47,12 @@ func TestSideBySide(t *testing.T) {
 	p.fails(t, 2, []string{"run", "kubernetes-selftest", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
 	p.fails(t, 2, []string{"kubeconfig", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
 	t.Run("again", p.again)
+	t.Run("two users", p.twoUsers)
+	t.Run("node gone", p.nodeGone)
+	t.Run("endings", p.endings)
 	t.Run("workflow", p.workflow)
 	t.Run("idle nodes", p.idleNodes)
 	t.Run("faults", p.workflowFaults)
-	t.Run("endings", p.endings)
-	t.Run("node gone", p.nodeGone)
-	t.Run("two users", p.twoUsers)
 	for i := range inv.Nodes {
 		assert.Empty(t, p.must(t, inv, i, "usernetes instances"), "node %s", inv.Nodes[i].Name)
 	}
@@ -121,10 +121,10 @@ func (p place) workflowFaults(t *testing.T) {
 		"control plane's container restarted": "docker restart -t 5 usernetes-$USERNETES_INSTANCE",
 	} {
 		t.Run(name, func(t *testing.T) {
-			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=12", "--param", "test=4",
-				"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h")
-			eventually(t, "the third simulation", p.patience(5*time.Minute), func() error {
-				if c := run.sofar(-1); !strings.Contains(c.stderr, "3 of 16 simulations") {
+			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=4", "--param", "test=2",
+				"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1")
+			eventually(t, "the second simulation", p.patience(5*time.Minute), func() error {
+				if c := run.sofar(-1); !strings.Contains(c.stderr, "2 of 6 simulations") {
 					return errors.New("it is not there yet")
 				}
 				return nil
@@ -141,7 +141,7 @@ func (p place) workflowFaults(t *testing.T) {
 func (p place) nodeGone(t *testing.T) {
 	inv := p.inventory(t)
 	gone := inv.Compute()[1].Name
-	run := p.start(t, nil, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "simulations=100", "--param", "limit=2h")
+	run := p.start(t, nil, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "simulations=100", "--param", "ranks=1", "--param", "limit=2h")
 	eventually(t, "a simulation", p.patience(15*time.Minute), func() error {
 		if c := run.sofar(-1); !strings.Contains(c.stderr, "1 of 100 simulations") {
 			return errors.New("there is none yet")
@@ -214,6 +214,6 @@ func (p place) endings(t *testing.T) {
 }
 
 func (p place) ends(t *testing.T, how sidebyside.Ending, at string, args ...string) {
-	r := p.kept(t, append([]string{"run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "ending=" + string(how), "--param", "at=" + at}, args...)...)
+	r := p.kept(t, append([]string{"run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "ending=" + string(how), "--param", "at=" + at, "--param", "ranks=1"}, args...)...)
 	assert.Equal(t, results.OK, r.Run.Status, "it ended so, and nothing is left")
 }
