@@ -44,8 +44,8 @@ func TestSideBySide(t *testing.T) {
 	}
 	inv, _ := p.up(t, settings...)
 	require.Len(t, inv.Compute(), 2)
-	p.fails(t, 2, []string{"run", "kubernetes-selftest", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
-	p.fails(t, 2, []string{"kubeconfig", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
+	p.fails(t, 3, []string{"run", "kubernetes-selftest", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
+	p.fails(t, 3, []string{"kubeconfig", "-s", p.stack}, bed.JobsKubernetes, "kubernetes="+bed.OwnKubernetes)
 	t.Run("again", p.again)
 	t.Run("two users", p.twoUsers)
 	t.Run("node gone", p.nodeGone)
