@@ -39,7 +39,11 @@ func (s *slurm) Burst(ctx context.Context, name string, jobs int) (time.Duration
 }
 
 func (f *flux) Burst(ctx context.Context, name string, jobs int) (time.Duration, error) {
-	submit := quoteAll([]string{"flux", "submit", "--quiet", "--wait", "--job-name=" + name, fmt.Sprintf("--cc=1-%d", jobs), "--ntasks=1", "--cwd=/", "true"})
+	copies := "1"
+	if jobs > 1 { // Flux refuses a set from 1 to 1
+		copies = fmt.Sprintf("1-%d", jobs)
+	}
+	submit := quoteAll([]string{"flux", "submit", "--quiet", "--wait", "--job-name=" + name, "--cc=" + copies, "--ntasks=1", "--cwd=/", "true"})
 	return burst(ctx, f.nodes, f.control, name, f.environment+" "+submit,
 		fmt.Sprintf("%[1]s flux jobs --suppress-header --count=0 --filter=active --name=%[2]s --format='{id}' | %[1]s xargs -r flux cancel", f.environment, remote.Quote(name)))
 }

@@ -27,6 +27,8 @@ func TestBurst(t *testing.T) {
 			assert.Less(t, took, time.Minute)
 			assert.Contains(t, b.Read("jobs/many/args"), "=1-50\n")
 			assert.NoFileExists(t, filepath.Join(b.Dir, "jobs/many/cancelled"))
+			_, err = m.Burst(t.Context(), "single", 1)
+			require.NoError(t, err)
 
 			b.Write(t, "linger", "")
 			ctx, cancel := context.WithCancelCause(t.Context())
