@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/provision/lima"
@@ -96,18 +97,30 @@ func (p place) machines(t *testing.T) {
 	})
 	t.Run("one deleted with limactl, one rebooted", func(t *testing.T) {
 		gone := inv.Nodes[last].Name
-		boot := p.must(t, inv, 0, "cat /proc/sys/kernel/random/boot_id")
-		p.must(t, inv, 0, "sudo systemd-run --on-active=1 systemctl reboot")
-		p.limactl(t, "delete", "-f", gone)
+		p.bootsAgain(t, inv, "systemctl reboot", func() { p.limactl(t, "delete", "-f", gone) })
 		assert.NotEqual(t, "running", p.states(t)[gone].State)
-		eventually(t, "the reboot of "+inv.Nodes[0].Name, p.patience(30*time.Second), func() error {
-			now, err := p.on(t, inv, 0, "cat /proc/sys/kernel/random/boot_id")
-			if err == nil && now == boot {
-				return fmt.Errorf("it is still up")
-			}
-			return err
-		})
 		inv = p.mend(t, inv, map[string]string{gone: ""})
+	})
+	t.Run("a kernel panics", func(t *testing.T) {
+		p.bootsAgain(t, inv, "sh -c 'echo c >/proc/sysrq-trigger'", func() {})
+		back, _ := p.up(t)
+		assert.Equal(t, incarnations(inv), incarnations(back), "it comes back with the disk it had")
+		p.computes(t, back)
+	})
+}
+
+// bootsAgain: the first node is up again after a command that takes it down, and what happens meanwhile.
+func (p place) bootsAgain(t *testing.T, inv bed.Inventory, command string, meanwhile func()) {
+	const id = "cat /proc/sys/kernel/random/boot_id"
+	boot := p.must(t, inv, 0, id)
+	p.must(t, inv, 0, "sudo systemd-run --on-active=1 "+command)
+	meanwhile()
+	eventually(t, "the next boot of "+inv.Nodes[0].Name, p.patience(30*time.Second), func() error {
+		now, err := p.on(t, inv, 0, id)
+		if err == nil && now == boot {
+			return fmt.Errorf("it is still up")
+		}
+		return err
 	})
 }
 

@@ -35,7 +35,8 @@ const (
 	rootStart         = efiStart + efiSize
 	tailSize          = 1 << 20 / sector // for the second partition table
 
-	commandLine = "root=LABEL=" + rootLabel + " rw quiet console=tty0 console=ttyS0,115200"
+	// A kernel that panics starts again, where it would stand for ever.
+	commandLine = "root=LABEL=" + rootLabel + " rw quiet panic=10 console=tty0 console=ttyS0,115200"
 )
 
 // bootable readies a tree for the disk it will be on: an initial RAM disk that is the same in every bake, what the boot loader

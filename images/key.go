@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
 // bakeVersion counts changes of the bake itself that give another image from the same inputs.
@@ -29,6 +31,9 @@ func (r recipe) key(fsys fs.FS) (string, map[string]string, error) {
 		inputs[p] = sum
 	}
 	parts := []any{"image", bakeVersion, runtime.GOARCH, r.def, r.format, r.roles, inputs}
+	if r.format == bed.VM {
+		parts = append(parts, commandLine)
+	}
 	if r.art.Digest != "" {
 		parts = append(parts, r.art.Digest)
 	}
