@@ -402,36 +402,6 @@ func (e *Engine) deleteNIC(r *http.Request, _ []byte) answer {
 	return ok("<action><status>complete</status></action>")
 }
 
-func (e *Engine) getVMTags(r *http.Request, _ []byte) answer {
-	v := e.vm(r.PathValue("id"))
-	if v == nil {
-		return missing()
-	}
-	var all []string
-	for _, t := range e.tags {
-		if slices.Contains(v.tags, t.name) {
-			all = append(all, element("tag", "tags", t.id, "name", t.name))
-		}
-	}
-	return collection("tags", all)
-}
-
-func (e *Engine) tagVM(r *http.Request, body []byte) answer {
-	var b reference
-	v := e.vm(r.PathValue("id"))
-	if v == nil || xml.Unmarshal(body, &b) != nil {
-		return missing()
-	}
-	t := find(e.tags, b.Name, func(t *tag) string { return t.name })
-	if t == nil {
-		return missing()
-	}
-	if !slices.Contains(v.tags, t.name) {
-		v.tags = append(v.tags, t.name)
-	}
-	return answer{http.StatusCreated, element("tag", "tags", t.id, "name", t.name)}
-}
-
 func (e *Engine) getAttachments(r *http.Request, _ []byte) answer {
 	v := e.vm(r.PathValue("id"))
 	if v == nil {
