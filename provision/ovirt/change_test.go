@@ -39,12 +39,13 @@ func TestSpreadIsChanged(t *testing.T) {
 	up("true")
 	assert.Equal(t, both, e.Members("bedfellow-conf"))
 
-	// One that was cut short before it had said so goes on; the engine refuses a member that is one.
+	// One that was cut short goes on.
 	up("false")
-	e.Inject(enginetest.Fault{Call: "PUT /vms/*", Times: 1, Status: 403, Detail: "User is not authorized to perform this action."})
+	e.Inject(enginetest.Fault{Call: "POST /clusters/*/affinitygroups/*/vms", Times: 1, Status: 403, Detail: "User is not authorized to perform this action."})
 	_, err := e.driver(t).Create(t.Context(), machines[0])
+	require.ErrorContains(t, err, "put it into the bed's affinity group")
 	require.ErrorContains(t, err, "not authorized")
-	assert.Equal(t, both[:1], e.Members("bedfellow-conf"))
+	assert.Empty(t, e.Members("bedfellow-conf"))
 	up("true")
 	assert.Equal(t, both, e.Members("bedfellow-conf"))
 

@@ -201,30 +201,28 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// grow makes a VM's disk as large as that. A disk that is larger already stays so.
-func (c *client) grow(ctx context.Context, id string, size bed.Size) error {
-	path := "/vms/" + id + "/diskattachments"
-	data, err := c.call(ctx, http.MethodGet, path, url.Values{"follow": {"disk"}}, nil)
+// bootDisk is the disk that a VM or a template, by its path, boots from.
+func (c *client) bootDisk(ctx context.Context, path string) (bootDisk, error) {
+	data, err := c.call(ctx, http.MethodGet, path+"/diskattachments", url.Values{"follow": {"disk"}}, nil)
 	attached, err := many(data, err, ovirtsdk.XMLDiskAttachmentReadMany)
 	if err != nil {
-		return err
+		return bootDisk{}, err
 	}
-	all := attached.Slice()
-	i := slices.IndexFunc(all, func(a *ovirtsdk.DiskAttachment) bool { bootable, _ := a.Bootable(); return bootable })
-	if i < 0 {
-		return errors.New("it has no disk to boot from")
+	disk := bootDiskOf(attached.Slice())
+	if disk.attachment == "" {
+		return disk, errors.New("it has no disk to boot from")
 	}
-	if disk, ok := all[i].Disk(); ok {
-		if have, ok := disk.ProvisionedSize(); ok && have >= int64(size) {
-			return nil
-		}
-	}
+	return disk, nil
+}
+
+// grow makes a VM's disk as large as that.
+func (c *client) grow(ctx context.Context, id string, disk bootDisk, size bed.Size) error {
 	body, err := written(ovirtsdk.NewDiskAttachmentBuilder().Disk(ovirtsdk.NewDiskBuilder().ProvisionedSize(int64(size)).MustBuild()).MustBuild(), ovirtsdk.XMLDiskAttachmentWriteOne)
 	if err != nil {
 		return err
 	}
 	// A VM that is started while the disk still grows is refused for that, and started again.
-	_, err = c.call(ctx, http.MethodPut, path+"/"+idOf(all[i]), nil, body)
+	_, err = c.call(ctx, http.MethodPut, "/vms/"+id+"/diskattachments/"+disk.attachment, nil, body)
 	return err
 }
 

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
 )
@@ -14,26 +16,116 @@ import (
 // shared is what a bed's tag and its affinity group are called.
 func shared(bedName string) string { return "bedfellow-" + bedName }
 
-// label gives a VM its bed's tag, and puts it into the group that spreads the bed over hosts. Both are made with the bed's first node, and go
-// with its last: which may have been another's failure a moment ago. They are administrators' to see and to make.
-func (d *Driver) label(ctx context.Context, c *client, at place, id, bedName string) error {
+// labels are the VMs, by id, that have a bed's tag, and those that are in its affinity group.
+type labels struct {
+	looked          time.Time
+	tagged, grouped map[string]bool
+}
+
+// lack is what a VM lacks of the labels that it is to have.
+type lack struct {
+	tag, group bool
+	leave      bool // it is in the group, and is not to be
+	name       string
+}
+
+// unlabelled is what one lacks that was just made.
+var unlabelled = lack{tag: true, group: true}
+
+// String is empty for one that lacks nothing.
+func (l lack) String() string {
+	var all []string
+	if l.tag {
+		all = append(all, "has lost the tag "+l.name)
+	}
+	switch {
+	case l.group && l.leave:
+		all = append(all, "is in the affinity group "+l.name+", and nodes are not to be spread")
+	case l.group:
+		all = append(all, "is not in the affinity group "+l.name)
+	}
+	return strings.Join(all, "; ")
+}
+
+// lacks looks at what labels a VM has, no longer ago than a poll takes: those who ask at one time share a look. A user who is shown none is told
+// that it lacks none.
+func (d *Driver) lacks(ctx context.Context, c *client, cluster, bedName, id string) (lack, error) {
+	d.labelling.Lock()
+	defer d.labelling.Unlock()
+	key := cluster + "/" + bedName
+	have := d.labels[key]
+	if now := time.Now(); now.Sub(have.looked) >= d.timing.poll {
+		var err error
+		if have, err = c.labels(ctx, cluster, shared(bedName)); err != nil {
+			return lack{}, fmt.Errorf("look for the bed's tag and affinity group: %w", err)
+		}
+		have.looked = now
+		d.labels[key] = have
+	}
+	if have.tagged == nil {
+		return lack{}, nil
+	}
+	return lack{tag: !have.tagged[id], group: have.grouped[id] != d.settings.Spread, leave: have.grouped[id], name: shared(bedName)}, nil
+}
+
+// labels are those of a name; without maps for a user who is shown none.
+func (c *client) labels(ctx context.Context, cluster, name string) (have labels, err error) {
+	defer func() {
+		if c.filtered.Load() && (err == nil || adminsOnly(err)) { // what is filtered is not searched
+			have, err = labels{}, nil
+		}
+	}()
 	if c.filtered.Load() {
+		return have, nil
+	}
+	ids := func(path string, query url.Values) (map[string]bool, error) {
+		data, err := c.call(ctx, http.MethodGet, path, query, nil)
+		vms, err := many(data, err, ovirtsdk.XMLVmReadMany)
+		all := map[string]bool{}
+		if err == nil {
+			for _, vm := range vms.Slice() {
+				all[idOf(vm)] = true
+			}
+		}
+		return all, ignoreNotFound(err) // a group that goes this moment is gone
+	}
+	if have.tagged, err = ids("/vms", search("tag", name)); err != nil {
+		return have, err
+	}
+	have.grouped = map[string]bool{}
+	path := "/clusters/" + cluster + "/affinitygroups"
+	group, err := byName(c, path, nil, name, ovirtsdk.XMLAffinityGroupReadMany, (*ovirtsdk.AffinityGroupSlice).Slice)(ctx)
+	if err == nil && group != "" {
+		have.grouped, err = ids(path+"/"+group+"/vms", nil)
+	}
+	return have, err
+}
+
+// label gives a VM what it lacks: its bed's tag, and a place in the group that spreads the bed over hosts. Both are made with the bed's first node,
+// and go with its last: which may have been another's failure a moment ago. They are administrators' to see and to make.
+func (d *Driver) label(ctx context.Context, c *client, at place, id, bedName string, lacks lack) error {
+	if c.filtered.Load() || !lacks.tag && !lacks.group {
 		return nil
 	}
-	err := d.labelled(ctx, c, at, id, bedName)
+	err := d.labelled(ctx, c, at, id, bedName, lacks)
 	if notFound(err) {
 		d.labelling.Lock()
 		delete(d.groups, bedName)
 		d.labelling.Unlock()
-		err = d.labelled(ctx, c, at, id, bedName)
+		err = d.labelled(ctx, c, at, id, bedName, lacks)
 	}
 	if adminsOnly(err) {
 		return nil
 	}
+	d.labelling.Lock()
+	defer d.labelling.Unlock()
+	if have := d.labels[at.cluster+"/"+bedName]; err == nil && have.tagged != nil { // by a look of before this
+		have.tagged[id], have.grouped[id] = true, d.settings.Spread
+	}
 	return err
 }
 
-func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName string) error {
+func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName string, lacks lack) error {
 	d.labelling.Lock() // nodes of one bed are made at once
 	err := d.shared(ctx, c, at, bedName)
 	group := d.groups[bedName]
@@ -41,14 +133,16 @@ func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName 
 	if err != nil {
 		return err
 	}
-	tag, err := written(ovirtsdk.NewTagBuilder().Name(shared(bedName)).MustBuild(), ovirtsdk.XMLTagWriteOne)
-	if err != nil {
-		return err
+	if lacks.tag {
+		tag, err := written(ovirtsdk.NewTagBuilder().Name(shared(bedName)).MustBuild(), ovirtsdk.XMLTagWriteOne)
+		if err != nil {
+			return err
+		}
+		if err := c.ensure(ctx, "/vms/"+id+"/tags", tag, byName(c, "/vms/"+id+"/tags", nil, shared(bedName), ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
+			return fmt.Errorf("tag it: %w", err)
+		}
 	}
-	if err := c.ensure(ctx, "/vms/"+id+"/tags", tag, byName(c, "/vms/"+id+"/tags", nil, shared(bedName), ovirtsdk.XMLTagReadMany, (*ovirtsdk.TagSlice).Slice)); err != nil {
-		return fmt.Errorf("tag it: %w", err)
-	}
-	if group == "" {
+	if !lacks.group || group == "" {
 		return nil
 	}
 	path := "/clusters/" + at.cluster + "/affinitygroups/" + group + "/vms"
@@ -66,9 +160,6 @@ func (d *Driver) labelled(ctx context.Context, c *client, at place, id, bedName 
 	}
 	return nil
 }
-
-// spreads says whether a node is to be in its bed's affinity group.
-func (d *Driver) spreads(c *client) bool { return d.settings.Spread && !c.filtered.Load() }
 
 // shared makes a bed's tag and affinity group, unless they are there; a group that is not wanted any more it removes. The caller holds the mutex.
 func (d *Driver) shared(ctx context.Context, c *client, at place, bedName string) error {
@@ -170,6 +261,7 @@ func (d *Driver) unlabel(ctx context.Context, bedName string) error {
 	d.labelling.Lock()
 	defer d.labelling.Unlock()
 	delete(d.groups, bedName)
+	clear(d.labels)
 	tags, groups, err := d.marked(ctx, c)
 	if err != nil {
 		return err

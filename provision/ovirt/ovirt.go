@@ -36,10 +36,12 @@ type Driver struct {
 
 	placing sync.Mutex
 	at      place
-	open    bed.Problems // what is yet to be chosen for that, as Check found it
+	open    bed.Problems   // what is yet to be chosen for that, as Check found it
+	disks   map[string]int // MiB of templates' disks, by the templates' ids; 0 is not shown to this user
 
 	labelling sync.Mutex
 	groups    map[string]string // affinity groups by bed, whose tag is there too; empty without
+	labels    map[string]labels // by cluster and bed, as they were a moment ago
 
 	mu     sync.Mutex
 	client *client
@@ -52,7 +54,7 @@ type Driver struct {
 
 // New returns a driver for an engine. Nothing is asked of it yet. What uploads have come to is kept in cache, to be gone on with.
 func New(s Settings, cache string, log *slog.Logger) *Driver {
-	return &Driver{settings: s, timing: usualTiming(), port: 22, cache: cache, log: log, groups: map[string]string{}, made: map[string]string{}, looking: make(chan struct{}, 1)}
+	return &Driver{settings: s, timing: usualTiming(), port: 22, cache: cache, log: log, groups: map[string]string{}, labels: map[string]labels{}, disks: map[string]int{}, made: map[string]string{}, looking: make(chan struct{}, 1)}
 }
 
 var (
@@ -176,9 +178,9 @@ func (d *Driver) Fit(_ context.Context, machines []provision.Machine) []bed.Prob
 	return nil
 }
 
-// found are the VMs that a search finds, those of ours.
-func (c *client) found(ctx context.Context, query url.Values) (vms []*ovirtsdk.Vm, marks []mark, err error) {
-	query.Set("follow", "reported_devices")
+// found are the VMs that a search finds, those of ours, with what it follows besides.
+func (c *client) found(ctx context.Context, query url.Values, follow string) (vms []*ovirtsdk.Vm, marks []mark, err error) {
+	query.Set("follow", "reported_devices"+follow)
 	data, err := c.call(ctx, http.MethodGet, "/vms", query, nil)
 	list, err := many(data, err, ovirtsdk.XMLVmReadMany)
 	if err != nil {
@@ -194,7 +196,7 @@ func (c *client) found(ctx context.Context, query url.Values) (vms []*ovirtsdk.V
 
 // node finds a node's VM, whatever it is called now. nil is none.
 func (c *client) node(ctx context.Context, name string) (*ovirtsdk.Vm, mark, error) {
-	vms, marks, err := c.found(ctx, url.Values{"search": {`description="` + strings.TrimSuffix(aboutAll, "*") + `*node ` + name + `"`}})
+	vms, marks, err := c.found(ctx, oursCalled(name), ",disk_attachments.disk")
 	if err != nil {
 		return nil, mark{}, err
 	}
@@ -219,7 +221,19 @@ func (d *Driver) Read(ctx context.Context, name string) (provision.Status, error
 	if vm == nil {
 		return provision.Status{}, fmt.Errorf("node %s: %w", name, provision.ErrNotFound)
 	}
-	return d.status(vm, m), nil
+	st := d.status(vm, m)
+	if m.VM == "" {
+		return st, nil
+	}
+	cluster, _ := vm.Cluster()
+	lacks, err := d.lacks(ctx, c, idOf(cluster), m.Owner.Bed, m.VM)
+	if err != nil {
+		return provision.Status{}, fmt.Errorf("node %s: %w", name, err)
+	}
+	if said := lacks.String(); said != "" {
+		st.Digest, st.Detail = "", strings.TrimPrefix(st.Detail+"; "+said, "; ")
+	}
+	return st, nil
 }
 
 // List shows the machines of all beds, or of one.
@@ -228,11 +242,11 @@ func (d *Driver) List(ctx context.Context, owner string) ([]provision.Status, er
 	if err != nil {
 		return nil, err
 	}
-	query := url.Values{"search": {`description="` + aboutAll + `"`}}
+	query := oursAll()
 	if owner != "" {
-		query.Set("search", `description="`+about(owner)+`,*"`)
+		query = oursOf(owner)
 	}
-	vms, marks, err := c.found(ctx, query)
+	vms, marks, err := c.found(ctx, query, "")
 	if err != nil {
 		return nil, err
 	}
@@ -349,19 +363,27 @@ func (d *Driver) make(ctx context.Context, c *client, at place, template string,
 	if _, err := c.create(ctx, "/vms/"+id+"/nics", nic, byName(c, "/vms/"+id+"/nics", nil, "nic1", ovirtsdk.XMLNicReadMany, (*ovirtsdk.NicSlice).Slice)); err != nil {
 		return st, fmt.Errorf("give it a network interface: %w", err)
 	}
-	if m.Disk > 0 {
-		if err := c.grow(ctx, id, m.Disk); err != nil {
-			return st, fmt.Errorf("give its disk %s: %w", m.Disk, err)
-		}
-	}
-	if err := d.label(ctx, c, at, id, m.Owner.Bed); err != nil {
+	have, _ := readMark(want)
+	if have.DiskIs, err = d.templateDisk(ctx, c, template); err != nil {
 		return st, err
 	}
-	have, _ := readMark(want)
+	if asked := int(m.Disk / bed.MiB); asked > have.DiskIs {
+		disk, err := c.bootDisk(ctx, "/vms/"+id)
+		if err == nil && disk.MiB < asked {
+			err = c.grow(ctx, id, disk, m.Disk)
+		}
+		if err != nil {
+			return st, fmt.Errorf("give its disk %s: %w", m.Disk, err)
+		}
+		have.DiskIs = max(disk.MiB, asked)
+	}
+	if err := d.label(ctx, c, at, id, m.Owner.Bed, unlabelled); err != nil {
+		return st, err
+	}
 	if st, err = d.boot(ctx, c, vm, have, m); err != nil {
 		return st, err
 	}
-	have.VM, have.Spread = id, d.spreads(c)
+	have.VM = id
 	return st, c.change(ctx, id, ovirtsdk.NewVmBuilder().Comment(have.String()))
 }
 
@@ -374,32 +396,46 @@ func nameTaken(err error, name string) error {
 	return err
 }
 
-// mend has a machine that is as asked for run and answer, in its bed's affinity group or in none.
+// mend has a machine that is as asked for run and answer, with its bed's tag, and in the bed's affinity group or in none.
 func (d *Driver) mend(ctx context.Context, c *client, at place, vm *ovirtsdk.Vm, have mark, m provision.Machine) (provision.Status, error) {
 	id, changed := idOf(vm), ovirtsdk.NewVmBuilder()
-	cpus, memory := has(vm)
-	name, _ := vm.Name()
-	resized := cpus != m.CPUs || memory != int(m.Memory/bed.MiB) || have.Shape != d.settings.shape()
-	if resized {
+	now := have
+	now.Expires, now.Shape, now.DiskIs = m.Expires, d.settings.shape(), max(diskOf(vm).MiB, int(m.Disk/bed.MiB))
+	if sizeOf(vm) != sizeOf(sizes(ovirtsdk.NewVmBuilder(), m, d.settings).MustBuild()) || now.Shape != have.Shape {
 		if err := c.stop(ctx, id); err != nil {
 			return provision.Status{}, err
 		}
 		vm.SetStatus(ovirtsdk.VMSTATUS_DOWN)
 		sizes(changed, m, d.settings)
 	}
-	moves := have.Spread != d.spreads(c)
-	if moves {
-		if err := d.label(ctx, c, at, id, m.Owner.Bed); err != nil {
+	switch disk := diskOf(vm); {
+	case disk.MiB == 0: // a user who is not shown it
+		now.DiskIs = have.DiskIs
+	case disk.MiB < now.DiskIs:
+		err := c.grow(ctx, id, disk, m.Disk)
+		if err == nil {
+			err = c.awaitDisk(ctx, disk.id)
+		}
+		if err != nil {
+			return provision.Status{}, fmt.Errorf("give its disk %s: %w", m.Disk, err)
+		}
+	case have.DiskIs > 0 && disk.MiB > have.DiskIs:
+		progress.Note(ctx, "node %s keeps the disk of %d MiB that somebody has given it in the engine: none shrinks", m.Name, disk.MiB)
+	}
+	lacks, err := d.lacks(ctx, c, at.cluster, m.Owner.Bed, id)
+	if err == nil {
+		err = d.label(ctx, c, at, id, m.Owner.Bed, lacks)
+	}
+	if err != nil {
+		return provision.Status{}, err
+	}
+	if len(drift(vm, have)) > 0 || now.String() != have.String() {
+		changed.Name(m.Name).Description(aboutNode(m.Owner.Bed, m.Name)).Comment(now.String())
+		if err := c.change(ctx, id, changed); err != nil {
 			return provision.Status{}, err
 		}
 	}
-	if later := !have.Expires.Equal(m.Expires); resized || moves || later || name != m.Name {
-		have.Expires, have.Shape, have.Spread = m.Expires, d.settings.shape(), d.spreads(c)
-		if err := c.change(ctx, id, changed.Name(m.Name).Comment(have.String())); err != nil {
-			return provision.Status{}, err
-		}
-	}
-	if _, err := d.boot(ctx, c, vm, have, m); err != nil {
+	if _, err := d.boot(ctx, c, vm, now, m); err != nil {
 		return provision.Status{}, err
 	}
 	return d.Read(ctx, m.Name)
@@ -423,17 +459,12 @@ func (d *Driver) Update(ctx context.Context, m provision.Machine) (provision.Sta
 	if err := c.stop(ctx, id); err != nil {
 		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
 	}
-	if int(m.Disk/bed.MiB) > have.DiskMiB {
-		if err := c.grow(ctx, id, m.Disk); err != nil {
-			return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
-		}
-	}
 	now := markOf(m, d.settings, have.Address)
-	now.VM, now.Spread = id, have.Spread
+	now.VM, now.DiskIs = id, have.DiskIs
 	if err := c.change(ctx, id, sizes(ovirtsdk.NewVmBuilder(), m, d.settings).Comment(now.String())); err != nil {
 		return provision.Status{}, fmt.Errorf("change node %s: %w", m.Name, err)
 	}
-	return d.Create(ctx, m) // which starts it
+	return d.Create(ctx, m) // which lets its disk grow, and starts it
 }
 
 // Delete removes the VM and its disk, and with the bed's last one what they shared.

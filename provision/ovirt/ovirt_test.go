@@ -309,48 +309,6 @@ func TestWhatIsToBeChosen(t *testing.T) {
 	assert.Empty(t, chosen.Fit(t.Context(), []provision.Machine{e.machine(t, 0)}))
 }
 
-// Drift of every kind is seen, and mended.
-func TestByHand(t *testing.T) {
-	for name, c := range map[string]struct {
-		do   enginetest.ByHand
-		says string
-		same bool // the disk is kept
-	}{
-		"off":     {enginetest.PowerOff, "down", true},
-		"renamed": {enginetest.Rename("mine"), "is called mine in the engine", true},
-		"resized": {enginetest.Resize(4, 1<<30), "has 4 CPUs and 1024 MiB, and was made with 1 and 512", true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := start(t, quick())
-			d := e.driver(t)
-			m := e.machine(t, 0)
-			first, err := d.Create(t.Context(), m)
-			require.NoError(t, err)
-			require.True(t, e.Do(m.Name, c.do))
-			drifted, err := d.Read(t.Context(), m.Name)
-			require.NoError(t, err)
-			assert.Contains(t, drifted.Detail, c.says)
-			assert.NotEqual(t, first, drifted)
-			st, err := d.Create(t.Context(), m)
-			require.NoError(t, err)
-			assert.Equal(t, first, st)
-			require.NoError(t, d.Delete(t.Context(), m.Name))
-			e.clean(t)
-		})
-	}
-	e := start(t, quick())
-	d := e.driver(t)
-	m := e.machine(t, 0)
-	first, err := d.Create(t.Context(), m)
-	require.NoError(t, err)
-	require.True(t, e.Do(m.Name, enginetest.Erase))
-	_, err = d.Read(t.Context(), m.Name)
-	require.ErrorIs(t, err, provision.ErrNotFound)
-	second, err := d.Create(t.Context(), m)
-	require.NoError(t, err)
-	assert.NotEqual(t, first.Incarnation, second.Incarnation)
-}
-
 // An engine takes its time, which is not the driver's: here hours of it go by in a moment.
 func TestAnEngineThatTakesHours(t *testing.T) {
 	slow := quick()

@@ -99,6 +99,21 @@ func (d *Driver) template(ctx context.Context, c *client, at place, m provision.
 	return id, nil
 }
 
+// templateDisk is how many MiB a template's disk has, which is asked once; 0 where a user is not shown it.
+func (d *Driver) templateDisk(ctx context.Context, c *client, template string) (int, error) {
+	d.placing.Lock()
+	defer d.placing.Unlock()
+	if size, asked := d.disks[template]; asked {
+		return size, nil
+	}
+	disk, err := c.bootDisk(ctx, "/templates/"+template)
+	if err != nil && !errors.As(err, new(*Fault)) {
+		return 0, fmt.Errorf("the template's disk: %w", err)
+	}
+	d.disks[template] = disk.MiB
+	return disk.MiB, nil
+}
+
 // alone waits until nobody else on this host is at an upload, by its file.
 func (d *Driver) alone(ctx context.Context, file string) (unlock func(), err error) {
 	if err := os.MkdirAll(d.cache, 0o700); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -30,7 +31,7 @@ type mark struct {
 	Address       string          `json:"address,omitempty"` // one that was given
 	Expires       time.Time       `json:"expires,omitzero"`
 	Shape         string          `json:"shape"`            // sockets and guarantee
-	Spread        bool            `json:"spread,omitempty"` // it is in the bed's affinity group; written once it is
+	DiskIs        int             `json:"diskIs,omitempty"` // MiB that its disk has, which may be more than was asked for; 0 is not known
 	// VM is its own id, once it was up: this is written last. A clone that somebody made of it has the mark too.
 	VM string `json:"vm,omitempty"`
 }
@@ -41,7 +42,14 @@ func about(bedName string) string { return "Bedfellow: bed " + bedName }
 // aboutNode is a node's.
 func aboutNode(bedName, node string) string { return about(bedName) + ", node " + node }
 
-const aboutAll = "Bedfellow: *"
+// ours is a search for VMs of ours: by how they are described, or by their mark, since somebody may have written over either.
+func ours(description, comment string) url.Values {
+	return url.Values{"search": {fmt.Sprintf(`description="Bedfellow: %s" or comment="*%s*hostPublicKey*"`, description, comment)}}
+}
+
+func oursAll() url.Values               { return ours("*", "") }
+func oursOf(bedName string) url.Values  { return ours("bed "+bedName+",*", bedName) }
+func oursCalled(name string) url.Values { return ours("*node "+name, name) }
 
 func markOf(m provision.Machine, s Settings, address string) mark {
 	return mark{
@@ -50,7 +58,9 @@ func markOf(m provision.Machine, s Settings, address string) mark {
 	}
 }
 
-func (s Settings) shape() string { return fmt.Sprintf("%d sockets, %d %%", s.Sockets, s.Guaranteed) }
+const shapeFormat = "%d sockets, %d %%"
+
+func (s Settings) shape() string { return fmt.Sprintf(shapeFormat, s.Sockets, s.Guaranteed) }
 
 // frame is a fingerprint of what a machine must be made anew for.
 func frame(m provision.Machine, s Settings) string {
@@ -76,13 +86,16 @@ func readMark(vm *ovirtsdk.Vm) (m mark, ok bool) {
 	comment, _ := vm.Comment()
 	description, _ := vm.Description()
 	d := aboutPattern.FindStringSubmatch(description)
-	if d == nil {
-		return m, false
-	}
-	if json.Unmarshal([]byte(comment), &m) != nil || m.Name != d[2] || m.Owner.Bed != d[1] { // somebody has edited it
+	whole := json.Unmarshal([]byte(comment), &m) == nil
+	switch {
+	case whole && m.VM != "" && m.VM == idOf(vm): // its own, whatever it is described as now
+		return m, true
+	case d == nil:
+		return mark{}, false
+	case !whole || m.Name != d[2] || m.Owner.Bed != d[1]: // somebody has edited it
 		return mark{Name: d[2], Owner: provision.Owner{Bed: d[1]}}, true
 	}
-	return m, m.VM == "" || m.VM == idOf(vm)
+	return m, m.VM == ""
 }
 
 var aboutPattern = regexp.MustCompile(`^Bedfellow: bed ([a-z0-9-]+), node ([a-z0-9-]+)$`)
@@ -150,30 +163,84 @@ func (d *Driver) status(vm *ovirtsdk.Vm, m mark) provision.Status {
 	if m.VM == "" {
 		st.State, st.Detail = provision.Broken, "half made"
 	}
-	if cpus, memory := has(vm); cpus != m.CPUs || memory != m.MemoryMiB { // what was made is no longer so
-		st.Digest, st.Detail = "", fmt.Sprintf("has %d CPUs and %d MiB, and was made with %d and %d", cpus, memory, m.CPUs, m.MemoryMiB)
-	}
-	if name, _ := vm.Name(); name != m.Name {
-		st.Digest, st.Detail = "", "is called "+name+" in the engine"
+	if drifted := drift(vm, m); m.VM != "" && len(drifted) > 0 {
+		st.Digest, st.Detail = "", strings.Join(drifted, "; ")
 	}
 	return st
 }
 
-// has are a VM's CPUs and memory.
-func has(vm *ovirtsdk.Vm) (cpus, memoryMiB int) {
+// drift is what somebody has changed of a VM that was made by a mark.
+func drift(vm *ovirtsdk.Vm, m mark) (all []string) {
+	var of Settings
+	if _, err := fmt.Sscanf(m.Shape, shapeFormat, &of.Sockets, &of.Guaranteed); err == nil && of.Sockets > 0 {
+		asked := provision.Machine{CPUs: m.CPUs, Memory: bed.Size(m.MemoryMiB) * bed.MiB}
+		if is, was := sizeOf(vm), sizeOf(sizes(ovirtsdk.NewVmBuilder(), asked, of).MustBuild()); is != was {
+			all = append(all, fmt.Sprintf("has %s, and was made with %s", is, was))
+		}
+	}
+	if disk := diskOf(vm); disk.MiB > 0 && m.DiskIs > 0 && disk.MiB != m.DiskIs {
+		all = append(all, fmt.Sprintf("has a disk of %d MiB, and was made with one of %d MiB", disk.MiB, m.DiskIs))
+	}
+	if name, _ := vm.Name(); name != m.Name {
+		all = append(all, "is called "+name+" in the engine")
+	}
+	if description, _ := vm.Description(); description != aboutNode(m.Owner.Bed, m.Name) {
+		all = append(all, fmt.Sprintf("is described as %q in the engine", description))
+	}
+	return all
+}
+
+// size is what of a VM can be changed in place, its disk left out.
+type size struct{ sockets, cores, threads, memoryMiB, guaranteedMiB int64 }
+
+func (s size) String() string {
+	return fmt.Sprintf("%d CPUs (sockets × cores × threads: %d × %d × %d) and %d MiB, %d of them guaranteed",
+		s.sockets*s.cores*s.threads, s.sockets, s.cores, s.threads, s.memoryMiB, s.guaranteedMiB)
+}
+
+func sizeOf(vm *ovirtsdk.Vm) (s size) {
 	if cpu, ok := vm.Cpu(); ok {
 		if t, ok := cpu.Topology(); ok {
-			product := int64(1)
-			for _, n := range []func() (int64, bool){t.Sockets, t.Cores, t.Threads} {
-				if v, ok := n(); ok {
-					product *= v
-				}
-			}
-			cpus = int(product)
+			s.sockets, _ = t.Sockets()
+			s.cores, _ = t.Cores()
+			s.threads, _ = t.Threads()
 		}
 	}
 	memory, _ := vm.Memory()
-	return cpus, int(bed.Size(memory) / bed.MiB)
+	s.memoryMiB = memory / int64(bed.MiB)
+	if policy, ok := vm.MemoryPolicy(); ok {
+		guaranteed, _ := policy.Guaranteed()
+		s.guaranteedMiB = guaranteed / int64(bed.MiB) // which is how the engine keeps it
+	}
+	return s
+}
+
+// bootDisk is a VM's, by id; its size is 0 where the engine was not asked for it.
+type bootDisk struct {
+	attachment, id string
+	MiB            int
+}
+
+func diskOf(vm *ovirtsdk.Vm) bootDisk {
+	attached, ok := vm.DiskAttachments()
+	if !ok {
+		return bootDisk{}
+	}
+	return bootDiskOf(attached.Slice())
+}
+
+func bootDiskOf(attached []*ovirtsdk.DiskAttachment) (d bootDisk) {
+	for _, a := range attached {
+		if bootable, _ := a.Bootable(); !bootable {
+			continue
+		}
+		d.attachment = idOf(a)
+		if disk, ok := a.Disk(); ok {
+			have, _ := disk.ProvisionedSize()
+			d.id, d.MiB = idOf(disk), int(have/int64(bed.MiB))
+		}
+	}
+	return d
 }
 
 // reported is the address that the guest's agent tells: of its first interface that is none of a container's.

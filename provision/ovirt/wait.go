@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
@@ -88,7 +87,7 @@ func (d *Driver) look(ctx context.Context, c *client, id string) (*ovirtsdk.Vm, 
 		return nil, "", context.Cause(ctx)
 	}
 	if now := time.Now(); now.Sub(d.looked) >= d.timing.poll {
-		vms, _, err := c.found(ctx, url.Values{"search": {`description="` + aboutAll + `"`}})
+		vms, _, err := c.found(ctx, oursAll(), "")
 		if err != nil {
 			return nil, "", err
 		}

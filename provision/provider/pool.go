@@ -339,6 +339,8 @@ func (r *Pool) Read(ctx context.Context, req infer.ReadRequest[PoolArgs, PoolSta
 		found[i] = r.machine(ctx, d, state.PoolArgs, st)
 		if found[i].State != old.State {
 			progress.Note(ctx, "node %s: %s → %s: %s", old.Name, old.State, found[i].State, found[i].Detail)
+		} else if found[i].Digest != old.Digest && found[i].Detail != "" { // it runs, and is not what it was
+			progress.Note(ctx, "node %s %s", old.Name, found[i].Detail)
 		}
 		return nil
 	})

@@ -22,6 +22,47 @@ func Resize(cpus int, memory int64) ByHand {
 	return func(_ *Engine, v *vm) { v.sockets, v.cores, v.memory = 1, cpus, memory }
 }
 
+// Rearrange has a VM's CPUs be on so many sockets.
+func Rearrange(sockets int) ByHand {
+	return func(_ *Engine, v *vm) { v.sockets, v.cores = sockets, v.sockets*v.cores/sockets }
+}
+
+// Guarantee changes how many bytes of its memory a VM always has.
+func Guarantee(memory int64) ByHand { return func(_ *Engine, v *vm) { v.guaranteed = memory } }
+
+// Enlarge gives a VM's disks a size in bytes.
+func Enlarge(size int64) ByHand {
+	return func(_ *Engine, v *vm) {
+		for _, d := range v.disks {
+			d.size = size
+		}
+	}
+}
+
+// Untag takes all tags off a VM.
+func Untag(_ *Engine, v *vm) { v.tags = nil }
+
+// RemoveTags removes a VM's tags from the engine.
+func RemoveTags(e *Engine, v *vm) {
+	e.tags = slices.DeleteFunc(e.tags, func(t *tag) bool { return slices.Contains(v.tags, t.name) })
+	Untag(e, v)
+}
+
+// Ungroup takes a VM out of all affinity groups.
+func Ungroup(e *Engine, v *vm) {
+	for _, g := range e.groups {
+		g.vms = slices.DeleteFunc(g.vms, func(id string) bool { return id == v.id })
+	}
+}
+
+// RemoveGroups removes the affinity groups that a VM is in.
+func RemoveGroups(e *Engine, v *vm) {
+	e.groups = slices.DeleteFunc(e.groups, func(g *group) bool { return slices.Contains(g.vms, v.id) })
+}
+
+// Describe changes a VM's description.
+func Describe(text string) ByHand { return func(_ *Engine, v *vm) { v.description = text } }
+
 // Comment changes what a VM's comment says.
 func Comment(text string) ByHand { return func(_ *Engine, v *vm) { v.comment = text } }
 
@@ -38,6 +79,15 @@ func Clone(name string) ByHand {
 func Erase(e *Engine, v *vm) {
 	PowerOff(e, v)
 	e.erase(v)
+}
+
+// Several does one after the other.
+func Several(all ...ByHand) ByHand {
+	return func(e *Engine, v *vm) {
+		for _, do := range all {
+			do(e, v)
+		}
+	}
 }
 
 // Do has an administrator do something to a VM by its name.
@@ -65,7 +115,7 @@ func (e *Engine) AddVM(name string) {
 func (e *Engine) AddVersion(name string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t := &template{id: newID(), name: name, status: "ok", version: 1, disk: e.templates[0].disk}
+	t := &template{id: newID(), name: name, status: "ok", version: 1, size: e.templates[0].size, disk: e.templates[0].disk}
 	for _, o := range e.templates {
 		if o.name == name {
 			t.version++
@@ -81,6 +131,19 @@ func (e *Engine) MadeOf(name string) string {
 	v := find(e.vms, name, func(v *vm) string { return v.name })
 	t := find(e.templates, v.template, func(t *template) string { return t.id })
 	return fmt.Sprintf("%s:%d", t.name, t.version)
+}
+
+// Tagged are the VMs that have a tag, by name.
+func (e *Engine) Tagged(tag string) (names []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, v := range e.vms {
+		if slices.Contains(e.tagsOf(v), tag) {
+			names = append(names, v.name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Members are the VMs of an affinity group, by name.

@@ -37,7 +37,7 @@ func (d *disk) show() string {
 func (e *Engine) getDisks(r *http.Request, _ []byte) answer {
 	var all []string
 	for _, d := range e.disks {
-		if matches(r, map[string]string{"name": d.name}) {
+		if matches(r, map[string][]string{"name": {d.name}}) {
 			all = append(all, d.show())
 		}
 	}
@@ -94,11 +94,19 @@ func (t *template) show() string {
 func (e *Engine) getTemplates(r *http.Request, _ []byte) answer {
 	var all []string
 	for _, t := range e.templates {
-		if matches(r, map[string]string{"name": t.name, "description": t.description}) {
+		if matches(r, map[string][]string{"name": {t.name}, "description": {t.description}}) {
 			all = append(all, t.show())
 		}
 	}
 	return collection("templates", all)
+}
+
+func (e *Engine) getTemplateAttachments(r *http.Request, _ []byte) answer {
+	t := find(e.templates, r.PathValue("id"), func(t *template) string { return t.id })
+	if t == nil {
+		return missing()
+	}
+	return collection("disk_attachments", attachments([]*disk{{id: t.disk.id, name: t.disk.name, status: "ok", size: t.size}}))
 }
 
 func (e *Engine) addTemplate(_ *http.Request, body []byte) answer {

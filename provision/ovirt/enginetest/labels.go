@@ -110,6 +110,15 @@ func (e *Engine) getVMTags(r *http.Request, _ []byte) answer {
 	return collection("tags", all)
 }
 
+func (e *Engine) tagsOf(v *vm) (names []string) {
+	for _, t := range e.tags {
+		if slices.Contains(v.tags, t.name) {
+			names = append(names, t.name)
+		}
+	}
+	return names
+}
+
 func (e *Engine) tagVM(r *http.Request, body []byte) answer {
 	var b reference
 	v := e.vm(r.PathValue("id"))

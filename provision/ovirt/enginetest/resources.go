@@ -6,7 +6,6 @@ import (
 	"encoding/xml"
 	"fmt"
 	"net/http"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,15 +48,21 @@ type reference struct {
 	Name string `xml:"name"`
 }
 
-// matches is the engine's search, as far as it is asked for: FIELD="PATTERN". Where it filters, it does not search.
-func matches(r *http.Request, fields map[string]string) bool {
+// matches is the engine's search, as far as it is asked for: FIELD="PATTERN" or FIELD="PATTERN". Of a field that there are several of, one will
+// do. Where the engine filters, it does not search.
+func matches(r *http.Request, fields map[string][]string) bool {
 	text := r.URL.Query().Get("search")
 	if text == "" || filtered(r) {
 		return true
 	}
-	field, pattern, _ := strings.Cut(text, "=")
-	ok, err := path.Match(strings.Trim(pattern, `"`), fields[field])
-	return err == nil && ok
+	for condition := range strings.SplitSeq(text, " or ") {
+		field, pattern, _ := strings.Cut(condition, "=")
+		like := regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(strings.Trim(pattern, `"`)), `\*`, ".*") + "$")
+		if slices.ContainsFunc(fields[field], like.MatchString) {
+			return true
+		}
+	}
+	return false
 }
 
 func find[T any](all []*T, id string, of func(*T) string) *T {
@@ -110,17 +115,23 @@ func (v *vm) show(follow string) string {
 	if strings.Contains(follow, "reported_devices") && v.address != "" {
 		reported = fmt.Sprintf(`<reported_device id="%s"><ips><ip><address>%s</address><version>v4</version></ip></ips><name>eth0</name><type>network</type></reported_device>`, newID(), v.address)
 	}
+	attached := ""
+	if strings.Contains(follow, "disk_attachments.disk") {
+		attached = strings.Join(attachments(v.disks), "")
+	}
 	extra := link("cluster", "clusters", v.cluster) + link("template", "templates", v.template)
 	text := element("vm", "vms", v.id, "name", v.name, "description", v.description, "comment", v.comment, "status", v.status,
 		"cpu", fmt.Sprintf("<architecture>x86_64</architecture><topology><cores>%d</cores><sockets>%d</sockets><threads>1</threads></topology>", v.cores, v.sockets),
-		"memory", fmt.Sprint(v.memory), "memory_policy", fmt.Sprintf("<guaranteed>%d</guaranteed>", v.guaranteed), "reported_devices", reported)
+		"memory", fmt.Sprint(v.memory), "memory_policy", fmt.Sprintf("<guaranteed>%d</guaranteed>", v.guaranteed), "reported_devices", reported, "disk_attachments", attached)
 	return strings.TrimSuffix(text, "</vm>") + extra + "</vm>"
 }
 
 func (e *Engine) getVMs(r *http.Request, _ []byte) answer {
 	var all []string
 	for _, v := range e.vms {
-		if !(filtered(r) && v.others) && matches(r, map[string]string{"name": v.name, "description": v.description, "template": e.templateName(v.template)}) {
+		if !(filtered(r) && v.others) && matches(r, map[string][]string{
+			"name": {v.name}, "description": {v.description}, "comment": {v.comment}, "template": {e.templateName(v.template)}, "tag": e.tagsOf(v),
+		}) {
 			all = append(all, v.show(r.URL.Query().Get("follow")))
 		}
 	}
@@ -407,11 +418,14 @@ func (e *Engine) getAttachments(r *http.Request, _ []byte) answer {
 	if v == nil {
 		return missing()
 	}
-	var all []string
-	for _, d := range v.disks {
+	return collection("disk_attachments", attachments(v.disks))
+}
+
+func attachments(disks []*disk) (all []string) {
+	for _, d := range disks {
 		all = append(all, fmt.Sprintf(`<disk_attachment id="%s"><bootable>true</bootable><interface>virtio_scsi</interface>%s</disk_attachment>`, d.id, d.show()))
 	}
-	return collection("disk_attachments", all)
+	return all
 }
 
 func (e *Engine) putAttachment(r *http.Request, body []byte) answer {

@@ -102,6 +102,7 @@ func (e *Engine) handler() http.Handler {
 		"DELETE /disks/{id}":                               (*Engine).deleteDisk,
 		"GET /templates":                                   (*Engine).getTemplates,
 		"POST /templates":                                  (*Engine).addTemplate,
+		"GET /templates/{id}/diskattachments":              (*Engine).getTemplateAttachments,
 		"DELETE /templates/{id}":                           (*Engine).deleteTemplate,
 		"GET /tags":                                        (*Engine).getTags,
 		"POST /tags":                                       (*Engine).addTag,
