@@ -173,7 +173,7 @@ func (c *client) authorization(ctx context.Context, old string) (string, error) 
 		return c.token, nil
 	}
 	if c.settings.Password == "" {
-		return "", &refusedError{fmt.Errorf("the engine at %s does not take the token: it has expired, or is another engine's; give a new one with ovirt.token or OVIRT_TOKEN, or a name and a password", c.settings.URL)}
+		return "", &refusedError{fmt.Errorf("the engine at %s does not take the token, which is from %s: it has expired, or is another engine's", c.settings.URL, c.settings.from["token"])}
 	}
 	form := url.Values{"grant_type": {"password"}, "scope": {"ovirt-app-api"}, "username": {c.settings.Username}, "password": {c.settings.Password}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.root()+"/sso/oauth/token", strings.NewReader(form.Encode()))
@@ -200,7 +200,7 @@ func (c *client) authorization(ctx context.Context, old string) (string, error) 
 		if resp.StatusCode >= http.StatusInternalServerError {
 			return "", &unsentError{fmt.Errorf("the engine gives no token: %s", resp.Status)}
 		}
-		return "", &refusedError{fmt.Errorf("the engine at %s does not let %s in: %s %s; see ovirt.username or OVIRT_USERNAME, which has the profile's name as in admin@internal, and ovirt.password or OVIRT_PASSWORD", c.settings.URL, c.settings.Username, said.Code, said.Error)}
+		return "", &refusedError{fmt.Errorf("the engine at %s does not let %s in: %s %s; the name is from %s, and the password from %s", c.settings.URL, c.settings.Username, said.Code, said.Error, c.settings.from["username"], c.settings.from["password"])}
 	}
 	c.token = said.Token
 	return c.token, nil

@@ -141,7 +141,13 @@ func (d *Driver) Check(ctx context.Context) []bed.Problem {
 		}
 	}
 	remedy := "see whether the engine runs, and the keys ovirt.… of the stack"
-	if strings.Contains(err.Error(), "x509:") {
+	switch {
+	case errors.As(err, new(*refusedError)):
+		remedy = "give the right ones there; a name ends in its profile's, as admin@internal does"
+		if d.settings.Token != "" {
+			remedy = "give a new one there, or a name and a password instead"
+		}
+	case strings.Contains(err.Error(), "x509:"):
 		remedy = "give the CA of this engine with ovirt.caFile, as " + strings.TrimSuffix(d.settings.URL, "/api") + "/services/pki-resource?resource=ca-certificate&format=X509-PEM-CA has it, or its SHA-256 with ovirt.fingerprint"
 	}
 	return []bed.Problem{{Key: "ovirt.url", Value: d.settings.URL, Host: true, Reason: err.Error(), Remedy: remedy}}

@@ -243,7 +243,7 @@ func TestTokens(t *testing.T) {
 	stale := ovirt.New(s, e.cache, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	problems := stale.Check(t.Context())
 	require.Len(t, problems, 1)
-	assert.Contains(t, problems[0].String(), "does not take the token")
+	assert.Contains(t, problems[0].String(), "does not take the token, which is from ovirt.token of the configuration")
 }
 
 // A token that expires in the midst of everything is renewed wherever that is: here, in every call.
@@ -269,7 +269,7 @@ func TestWhoTheEngineIs(t *testing.T) {
 		"no CA":            {[]string{"caFile", ""}, []string{"x509", "ovirt.caFile", "pki-resource"}},
 		"another's CA":     {[]string{"caFile", start(t, quick()).ca}, []string{"x509"}},
 		"another's print":  {[]string{"caFile", "", "fingerprint", strings.Repeat("ab", 32)}, []string{"ovirt.fingerprint is abab", "somebody is in between"}},
-		"a wrong password": {[]string{"password", "guess"}, []string{"does not let admin@internal in", "OVIRT_PASSWORD"}},
+		"a wrong password": {[]string{"password", "guess"}, []string{"does not let admin@internal in", "the password from ovirt.password of the configuration"}},
 		"no such cluster":  {[]string{"cluster", "Defalt"}, []string{"ovirt.cluster", "there is Default, Spare", "did you mean Default?"}},
 		"several profiles": {[]string{"vnicProfile", "elsewhere"}, []string{"ovirt.vnicProfile", "there is ovirtmgmt"}},
 		"an ISO domain":    {[]string{"storageDomain", "images"}, []string{"ovirt.storageDomain", "there is data"}},

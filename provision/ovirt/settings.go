@@ -3,7 +3,6 @@ package ovirt
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/netip"
 	"net/url"
 	"os"
@@ -34,12 +33,13 @@ type Settings struct {
 	Sockets     int        // a node's CPUs are on so many
 	Guaranteed  int        // percent of its memory that a node has always
 	Concurrency int        // nodes made at once
+	// from says where each value that can come of several places is from, for errors.
+	from map[string]string
 }
 
 const defaultConcurrency = 16
 
-// ConnectionEnv has, in JSON, what a bed's configuration says of its engine, for the processes that `bed` starts. It goes before the usual
-// variables of oVirt's own tools.
+// ConnectionEnv has, in JSON, what a bed's configuration says of its engine, for the processes that `bed` starts; with what holds for a call alone.
 const ConnectionEnv = "BEDFELLOW_OVIRT"
 
 // Split parts what a bed's keys say of the engine and of who one is there from the rest. It is of the moment, and so is in no state: an engine
@@ -56,39 +56,71 @@ func Split(values map[string]string) (connection, rest map[string]string) {
 	return connection, rest
 }
 
-// fromEnvironment is what the environment says of an engine, by key.
-func fromEnvironment() map[string]string {
-	values := map[string]string{
-		"url": os.Getenv("OVIRT_URL"), "username": os.Getenv("OVIRT_USERNAME"), "password": os.Getenv("OVIRT_PASSWORD"), "token": os.Getenv("OVIRT_TOKEN"), "caFile": os.Getenv("OVIRT_CAFILE"),
+// pluginEnv has, in JSON, what the stack's configuration has under the package's name, secrets decrypted. Pulumi starts a plugin with it, whatever
+// the command: so plain `pulumi` has the plugin know the engine, without a state that does.
+const pluginEnv = "PULUMI_CONFIG"
+
+// variables are those of oVirt's own tools.
+var variables = map[string]string{"url": "OVIRT_URL", "username": "OVIRT_USERNAME", "password": "OVIRT_PASSWORD", "token": "OVIRT_TOKEN", "caFile": "OVIRT_CAFILE"}
+
+// handedOn is what the stack's configuration says of an engine, as this process was started with it.
+func handedOn() map[string]string {
+	said := map[string]string{}
+	if ours := os.Getenv(ConnectionEnv); ours != "" {
+		_ = json.Unmarshal([]byte(ours), &said)
+		return said
 	}
-	ours := map[string]string{}
-	if text := os.Getenv(ConnectionEnv); text != "" {
-		_ = json.Unmarshal([]byte(text), &ours)
+	var all map[string]string
+	_ = json.Unmarshal([]byte(os.Getenv(pluginEnv)), &all) // a program's has other keys, and is among its values
+	for key, v := range all {
+		if name, is := strings.CutPrefix(key, "ovirt."); is {
+			said[name] = v
+		}
 	}
-	return over(values, ours)
+	said, _ = Split(said)
+	return said
 }
 
-// over puts values on top of others. Who gives one secret there gives all: a token of somebody else's would go before a password.
-func over(values, top map[string]string) map[string]string {
-	all := maps.Clone(values)
-	if top["password"] != "" || top["token"] != "" {
-		delete(all, "password")
-		delete(all, "token")
+// given is what is said of an engine, by key: by the variables, and on top of that by the stack's configuration, as it was handed on or is
+// among values. from says of each which.
+func given(values map[string]string) (all, from map[string]string) {
+	all, from = map[string]string{}, map[string]string{}
+	for key, name := range variables {
+		if v := os.Getenv(name); v != "" {
+			all[key], from[key] = v, name
+		}
 	}
-	maps.Copy(all, top)
-	return all
+	for _, top := range []map[string]string{handedOn(), values} {
+		for _, of := range [][]string{{"password", "token"}, {"caFile", "fingerprint"}} { // who gives one gives all: another's token would go before a password
+			if slices.ContainsFunc(of, func(key string) bool { return top[key] != "" }) {
+				for _, key := range of {
+					delete(all, key)
+				}
+			}
+		}
+		for key, v := range top {
+			if v == "" {
+				continue
+			}
+			all[key], from[key] = v, "ovirt."+key+" of the configuration"
+			if name := variables[key]; os.Getenv(name) != "" {
+				from[key] += ", which goes before " + name + " (-c ovirt." + key + "= takes it out)"
+			}
+		}
+	}
+	return all, from
 }
 
 var fingerprint = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// ReadSettings takes the values of a bed's keys ovirt.…, without that, and of the variables OVIRT_… for those of an engine that are not among
-// them. All problems are in the result at once.
+// ReadSettings takes the values of a bed's keys ovirt.…, without that, and for those of an engine that are not among them what the process was told
+// besides. All problems are in the result at once.
 func ReadSettings(values map[string]string) (Settings, bed.Problems) {
 	var problems bed.Problems
 	problem := func(key, value, reason, remedy string) {
 		problems = append(problems, bed.Problem{Key: "ovirt." + key, Value: value, Reason: reason, Remedy: remedy})
 	}
-	all := over(fromEnvironment(), values)
+	all, from := given(values)
 	get := func(key string) string { return all[key] }
 	number := func(key string, fallback, least, most int) int {
 		v := get(key)
@@ -116,6 +148,7 @@ func ReadSettings(values map[string]string) (Settings, bed.Problems) {
 		Fingerprint: strings.ToLower(strings.ReplaceAll(get("fingerprint"), ":", "")), Insecure: truth("insecure", false),
 		DataCenter: get("dataCenter"), Cluster: get("cluster"), StorageDomain: get("storageDomain"), VnicProfile: get("vnicProfile"), Template: get("template"),
 		Spread: truth("spread", true), Sockets: number("sockets", 1, 1, 64), Guaranteed: number("guaranteed", 100, 0, 100), Concurrency: number("concurrency", defaultConcurrency, 1, 256),
+		from: from,
 	}
 	at, err := url.Parse(s.URL)
 	switch {

@@ -275,7 +275,8 @@ func (w *Workspace) environment() (map[string]string, error) {
 		"TMPDIR":           w.tmp(),
 		markEnv:            w.Mark(),
 	}
-	if connection, _ := ovirt.Split(w.driverSettings().Ovirt); len(connection) > 0 {
+	if spec, _ := bed.Parse(w.Stack, w.values, stacks.Known()); spec.Driver == "ovirt" { // also when it says nothing, or Pulumi's word would count
+		connection, _ := ovirt.Split(spec.Settings)
 		text, err := json.Marshal(connection)
 		if err != nil {
 			return nil, err
