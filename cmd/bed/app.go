@@ -14,7 +14,9 @@ import (
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/provision/ovirt"
 	"github.com/bedfellow/bedfellow/provision/provider"
+	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -153,6 +155,18 @@ func (a *app) workspace() (*engine.Workspace, error) {
 		settings[key] = value
 	}
 	return engine.Open(root, a.stack, settings)
+}
+
+// reaching opens the workspace of a bed that stands. Settings are of the engine alone that it is on: the bed is what it is.
+func (a *app) reaching() (*engine.Workspace, error) {
+	for _, s := range a.settings {
+		key, _, _ := strings.Cut(strings.TrimPrefix(s, stacks.Namespace+":"), "=")
+		name, ofEngine := strings.CutPrefix(key, "ovirt.")
+		if connection, _ := ovirt.Split(map[string]string{name: ""}); !ofEngine || len(connection) == 0 {
+			return nil, bed.Problems{{Key: key, Reason: "changes a bed, and this changes none", Remedy: "change it by `bed up -c`; here -c is for where an engine is and who you are there, such as ovirt.password"}}
+		}
+	}
+	return a.workspace()
 }
 
 // standing reads the bed of the stack the flags name.

@@ -91,7 +91,7 @@ func (a *app) refresh() *cobra.Command {
 	c := &cobra.Command{
 		Use: "refresh", Short: "Look at the machines and record what is found",
 		RunE: func(c *cobra.Command, _ []string) error {
-			w, err := a.workspace()
+			w, err := a.reaching()
 			if err != nil {
 				return err
 			}
@@ -103,6 +103,7 @@ func (a *app) refresh() *cobra.Command {
 		},
 	}
 	a.stackFlag(c)
+	a.configFlag(c, "for this call alone, of where the engine is and who you are there: ovirt.url, ovirt.password and so on")
 	return c
 }
 
@@ -110,7 +111,7 @@ func (a *app) destroy() *cobra.Command {
 	c := &cobra.Command{
 		Use: "destroy", Short: "Remove the bed and everything of it; images stay",
 		RunE: func(c *cobra.Command, _ []string) error {
-			w, err := a.workspace()
+			w, err := a.reaching()
 			if err != nil {
 				return err
 			}
@@ -123,6 +124,7 @@ func (a *app) destroy() *cobra.Command {
 		},
 	}
 	a.stackFlag(c)
+	a.configFlag(c, "for this call alone, of where the engine is and who you are there: ovirt.url, ovirt.password and so on")
 	return c
 }
 

@@ -54,6 +54,9 @@ func TestSecretsAreKeptEncrypted(t *testing.T) {
 	env, err := engine.Environment(open(t, dir, nil))
 	require.NoError(t, err)
 	assert.Contains(t, env["BEDFELLOW_OVIRT"], password, "the plugin is told")
+	env, err = engine.Environment(open(t, dir, map[string]string{"ovirt.password": ""}))
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"url":"https://engine/ovirt-engine/api","username":"hpc@internal"}`, env["BEDFELLOW_OVIRT"], "it is taken out, and the environment's counts")
 
 	// What did not change stays as it is, and so does what it is encrypted by.
 	require.NoError(t, engine.WriteConfig(open(t, dir, map[string]string{"nodes": "2"}), path))
