@@ -54,9 +54,10 @@ func TestSecretsAreKeptEncrypted(t *testing.T) {
 	env, err := engine.Environment(open(t, dir, nil))
 	require.NoError(t, err)
 	assert.Contains(t, env["BEDFELLOW_OVIRT"], password, "the plugin is told")
-	env, err = engine.Environment(open(t, dir, map[string]string{"ovirt.password": ""}))
+	t.Chdir(dir)
+	env, err = engine.Environment(open(t, dir, map[string]string{"ovirt.password": "", "ovirt.caFile": "ca.pem"}))
 	require.NoError(t, err)
-	assert.JSONEq(t, `{"url":"https://engine/ovirt-engine/api","username":"hpc@internal"}`, env["BEDFELLOW_OVIRT"], "it is taken out, and the environment's counts")
+	assert.JSONEq(t, `{"url":"https://engine/ovirt-engine/api","username":"hpc@internal","caFile":"`+filepath.Join(dir, "ca.pem")+`"}`, env["BEDFELLOW_OVIRT"], "the password is taken out, and the environment's counts; the plugin works in another folder")
 
 	// What did not change stays as it is, and so does what it is encrypted by.
 	require.NoError(t, engine.WriteConfig(open(t, dir, map[string]string{"nodes": "2"}), path))

@@ -81,6 +81,9 @@ func Open(root, stack string, settings map[string]string) (*Workspace, error) {
 		if key == "flux" && value != "" { // kept, and so of use from another folder too
 			value = stacks.FluxOf(value)
 		}
+		if path, err := filepath.Abs(value); key == "ovirt.caFile" && value != "" && err == nil {
+			value = path
+		}
 		w.values[key] = value
 	}
 	return w, nil
