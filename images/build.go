@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,8 +27,20 @@ var (
 	ErrNoArchive = errors.New("the package archive does not answer")
 )
 
-// needBytes is what a bake may take at its peak, artifacts and their compilers included.
+// needBytes is what a bake of a tree may take at its peak, artifacts and their compilers included.
 const needBytes = 3 << 30
+
+// needs is what this one may take. A disk is there as a tree, as a file as large as that, and as an image of it; one with Kubernetes was seen to take
+// 10.7 GiB.
+func (r recipe) needs() int64 {
+	switch vm, kubernetes := r.format == bed.VM, r.kubernetes != ""; {
+	case vm && kubernetes:
+		return 4 * needBytes
+	case vm || kubernetes:
+		return 2 * needBytes
+	}
+	return needBytes
+}
 
 // Tool is a program that a bake runs, with the Debian package that has it.
 type Tool struct{ Program, Package string }
@@ -282,8 +295,9 @@ func (s *Store) preflight(r recipe) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w: they need mounts and files of many owners; run the command with sudo", ErrNotRoot)
 	}
-	if free, where := s.free(); free < needBytes {
-		return fmt.Errorf("%w: %s has %d MiB free, a bake needs up to %d MiB; make room there or move the store", ErrNoSpace, where, free>>20, needBytes>>20)
+	if free, where := s.free(); free < r.needs() {
+		return fmt.Errorf("%w: %s has %d MiB free, and this bake takes up to %d MiB; make room there (`bed image list`, `bed image remove`) or move the store",
+			ErrNoSpace, where, free>>20, r.needs()>>20)
 	}
 	return nil
 }
@@ -294,7 +308,7 @@ func (s *Store) free() (int64, string) {
 	where := s.dir
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(s.dir, &st); err != nil {
-		return needBytes, where
+		return math.MaxInt64, where
 	}
 	if out, err := exec.Command("df", "--output=target", s.dir).Output(); err == nil {
 		if lines := strings.Fields(string(out)); len(lines) > 0 {
@@ -310,7 +324,7 @@ func (s *Store) explainSpace(err error) error {
 		return err
 	}
 	free, where := s.free()
-	return fmt.Errorf("%w: %s has %d MiB free, a bake needs up to %d MiB; make room there or move the store: %w", ErrNoSpace, where, free>>20, needBytes>>20, err)
+	return fmt.Errorf("%w: %s has %d MiB free; make room there (`bed image list`, `bed image remove`) or move the store: %w", ErrNoSpace, where, free>>20, err)
 }
 
 func notRoot(err error) error {

@@ -98,10 +98,12 @@ func TestInterruptedBakeLeavesNothing(t *testing.T) {
 func TestNoSpaceSaysWhereAndHowMuch(t *testing.T) {
 	s := realStore(t)
 	mount(t, "tmpfs", s.dir, "size=64m")
-	_, err := s.Build(t.Context(), request)
-	require.ErrorIs(t, err, ErrNoSpace)
-	for _, want := range []string{"the filesystem at " + s.dir, "64 MiB free", "needs up to 3072 MiB"} {
-		assert.ErrorContains(t, err, want)
+	for most, r := range map[string]Request{"3072 MiB": request, "6144 MiB": Bundle("kubernetes")} {
+		_, err := s.Build(t.Context(), r)
+		require.ErrorIs(t, err, ErrNoSpace)
+		for _, want := range []string{"the filesystem at " + s.dir, "64 MiB free", "takes up to " + most} {
+			assert.ErrorContains(t, err, want)
+		}
 	}
 	noBakeLeft(t, s)
 }
