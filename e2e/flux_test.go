@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -101,33 +102,47 @@ func TestFlux(t *testing.T) {
 		p.up(t, append(settings, "flux.mode=system")...)
 	})
 	t.Run("a broker dies under a job", func(t *testing.T) {
-		m, last := p.open(t, inv), len(inv.Nodes)-1
-		id, err := m.Submit(t.Context(), wlm.Job{
-			Name: "victim", Task: wlm.Task{Command: []string{"sleep", "600"}, Ranks: 1},
-			Request: wlm.Request{On: []string{inv.Nodes[last].Name}, Limit: 10 * time.Minute}, Output: "/tmp/bedfellow-victim.out",
-		})
-		require.NoError(t, err)
-		eventually(t, "the job", p.patience(30*time.Second), func() error {
-			_, err := p.on(t, inv, last, "pgrep -x sleep -u bed")
-			return err
-		})
-		p.must(t, inv, last, "sudo systemctl kill --kill-who=main --signal=KILL flux")
-		o, err := m.Wait(t.Context(), id)
-		require.NoError(t, err)
-		assert.Equal(t, wlm.NodeFail, o.State, "%+v", o)
-		eventually(t, "the broker back, and nothing of the job", p.patience(time.Minute), func() error {
-			if up := p.must(t, inv, 0, "flux resource list -s up -no '{nnodes}'"); up != fmt.Sprint(len(inv.Compute())) {
-				return fmt.Errorf("%s nodes are up", up)
-			}
-			if left := p.must(t, inv, last, "pgrep -x sleep -u bed || true"); left != "" {
-				return fmt.Errorf("the job's process %s lives on", left)
-			}
-			return nil
-		})
-		p.must(t, inv, last, "rm -f /tmp/bedfellow-victim.out")
+		last := inv.Nodes[len(inv.Nodes)-1].Name
+		p.brokerDies(t, inv, wlm.Job{Task: wlm.Task{Command: []string{"sleep", "600"}, Ranks: 1}, Request: wlm.Request{On: []string{last}}})
+	})
+	t.Run("a broker dies under a script on another node", func(t *testing.T) {
+		n := len(inv.Nodes)
+		p.brokerDies(t, inv, wlm.Job{Script: "sleep 600", Task: wlm.Task{Ranks: 2}, Request: wlm.Request{On: []string{inv.Nodes[n-2].Name, inv.Nodes[n-1].Name}}})
 	})
 	t.Run("nodes that do not fit", func(t *testing.T) { p.misfits(t, inv, settings) })
 	t.Run("a broker that does not come", func(t *testing.T) { p.brokerAway(t, inv, settings) })
+}
+
+// brokerDies: a job on the last node, whose first node sleeps, is over with that node's broker, which comes back.
+func (p place) brokerDies(t *testing.T, inv bed.Inventory, job wlm.Job) {
+	m, last := p.open(t, inv), len(inv.Nodes)-1
+	first := last + 1 - len(job.On)
+	job.Name, job.Limit, job.Output = "victim", 10*time.Minute, "/tmp/bedfellow-victim.out"
+	id, err := m.Submit(t.Context(), job)
+	require.NoError(t, err)
+	eventually(t, "the job", p.patience(30*time.Second), func() error {
+		_, err := p.on(t, inv, first, "pgrep -x sleep -u bed")
+		return err
+	})
+	p.must(t, inv, last, "sudo systemctl kill --kill-who=main --signal=KILL flux")
+	ctx, cancel := context.WithTimeout(t.Context(), p.patience(2*time.Minute)) // the job's own end is later
+	defer cancel()
+	o, err := m.Wait(ctx, id)
+	require.NoError(t, err)
+	assert.Equal(t, wlm.NodeFail, o.State, "%+v", o)
+	assert.Contains(t, o.Reason, inv.Nodes[last].Name)
+	eventually(t, "the broker back, and nothing of the job", p.patience(time.Minute), func() error {
+		if up := p.must(t, inv, 0, "flux resource list -s up -no '{nnodes}'"); up != fmt.Sprint(len(inv.Compute())) {
+			return fmt.Errorf("%s nodes are up", up)
+		}
+		for i := first; i <= last; i++ {
+			if left := p.must(t, inv, i, "pgrep -x sleep -u bed || true"); left != "" {
+				return fmt.Errorf("the job's process %s lives on on node %s", left, inv.Nodes[i].Name)
+			}
+		}
+		return nil
+	})
+	p.must(t, inv, first, "rm -f /tmp/bedfellow-victim.out")
 }
 
 // fluxSecrets: the brokers' certificate is one and the same, readable by its owner alone, and in the clear nowhere in the state.

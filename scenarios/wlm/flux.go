@@ -186,6 +186,9 @@ func (f *flux) submitScript(ctx context.Context, job Job) (ID, error) {
 		slots = job.Task.Ranks
 	}
 	argv := slices.Concat([]string{"flux", "batch", "--job-name=" + job.Name, fmt.Sprintf("--nslots=%d", slots), "--output=" + job.Output, "--cwd=" + orRoot(job.Dir)}, span(job.Request))
+	if job.Nodes > 1 { // else it would go on without a node that is lost, and everything on all of its nodes would fail
+		argv = append(argv, fmt.Sprintf("--broker-opts=-Sbroker.critical-ranks=0-%d", job.Nodes-1))
+	}
 	if job.Error != "" {
 		argv = append(argv, "--error="+job.Error)
 	}

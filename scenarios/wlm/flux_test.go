@@ -63,7 +63,7 @@ func TestFluxIsGivenAScript(t *testing.T) {
 	id, err := f.Submit(t.Context(), scripted("ranks 2 true\n"))
 	require.NoError(t, err)
 	args, script := b.Read("jobs/f1/args"), b.Read("jobs/f1/script")
-	for _, want := range []string{"batch\n", "--nodes=2\n", "--nslots=2\n", "--exclusive\n", "--requires=host:fake-02,fake-03\n", "/tmp/bedfellow-out\n", "--cwd=/\n"} {
+	for _, want := range []string{"batch\n", "--nodes=2\n", "--broker-opts=-Sbroker.critical-ranks=0-1\n", "--nslots=2\n", "--exclusive\n", "--requires=host:fake-02,fake-03\n", "/tmp/bedfellow-out\n", "--cwd=/\n"} {
 		require.Contains(t, args, want)
 	}
 	require.Regexp(t, `(?s)^#!/bin/sh\n.*\nexport A='a b'\nranks 2 true\n$`, script)
