@@ -20,6 +20,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
@@ -178,5 +179,14 @@ func (b *Bed) exec(channel ssh.Channel, command, node string) {
 		_ = stdin.Close()
 	}()
 	_ = cmd.Wait()
-	_, _ = channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(max(cmd.ProcessState.ExitCode(), 0))}))
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signaled() { // as sshd, and never as a success
+		name := strings.TrimPrefix(unix.SignalName(status.Signal()), "SIG")
+		_, _ = channel.SendRequest("exit-signal", false, ssh.Marshal(struct {
+			Name     string
+			Core     bool
+			Why, Tag string
+		}{name, false, "", ""}))
+		return
+	}
+	_, _ = channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Code uint32 }{uint32(cmd.ProcessState.ExitCode())}))
 }

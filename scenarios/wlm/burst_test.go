@@ -20,7 +20,7 @@ func TestBurst(t *testing.T) {
 		"flux":  func(t *testing.T) (*fakebed.Bed, Manager) { b, f := openFlux(t); return b, f },
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, m := open(t)
+			b, m := open(t) // what ends early has a name of its own: the nodes of both fakes are this host, and what it left is ended by name
 			took, err := m.Burst(t.Context(), "many", 50)
 			require.NoError(t, err)
 			assert.Positive(t, took)
@@ -35,7 +35,7 @@ func TestBurst(t *testing.T) {
 			stop := errors.New("Ctrl-C")
 			ended := make(chan error, 1)
 			go func() {
-				_, err := m.Burst(ctx, name+"-endless", 50) // a name of its own: the nodes of both fakes are this host
+				_, err := m.Burst(ctx, name+"-endless", 50)
 				ended <- err
 			}()
 			require.Eventually(t, func() bool { return b.Read("jobs/"+name+"-endless/args") != "" }, 10*time.Second, 10*time.Millisecond)
@@ -45,7 +45,7 @@ func TestBurst(t *testing.T) {
 			assert.FileExists(t, filepath.Join(b.Dir, "jobs", name+"-endless", "cancelled"), "no job is left")
 
 			b.Write(t, "refuse", "Invalid job array specification\n")
-			_, err = m.Burst(t.Context(), "refused", 50)
+			_, err = m.Burst(t.Context(), name+"-refused", 50)
 			require.ErrorContains(t, err, "Invalid job array specification")
 			assert.NotContains(t, err.Error(), "Ctrl-C")
 		})
