@@ -178,8 +178,8 @@ func (d *Driver) makeTemplate(ctx context.Context, c *client, at place, m provis
 		return "", err
 	}
 	defer func() {
-		if err != nil && !final(err) {
-			return // what was sent is worth keeping
+		if err != nil && (ctx.Err() != nil || !final(err)) {
+			return // what was sent is worth keeping; and what was refused may be taken the next time, when this run was told to end
 		}
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.timing.retry)
 		defer cancel()

@@ -3,6 +3,7 @@ package ovirt_test
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,44 +13,57 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/provision/ovirt/enginetest"
 	"github.com/bedfellow/bedfellow/provision/provider"
 )
 
 // An upload that was cut short is gone on with: what was sent is not sent again.
 func TestUploadIsResumed(t *testing.T) {
-	e := start(t, quick())
 	data := make([]uint64, 256)
 	for i := range data {
 		data[i] = uint64(i) * 128 << 10
 	}
-	require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
-	ctx, cancel := context.WithCancelCause(t.Context())
-	go func() {
-		for e.Sent() < 64*64<<10 && t.Context().Err() == nil {
-			time.Sleep(time.Millisecond)
-		}
-		e.Restart()
-		cancel(errors.New("the test pulls the plug"))
-	}()
-	_, err := e.driver(t).Create(ctx, e.machine(t, 0))
-	require.ErrorContains(t, err, "pulls the plug")
-	sent := e.Sent()
-	require.Less(t, sent, int64(256*64<<10))
-	_, err = e.driver(t).Create(t.Context(), e.machine(t, 0))
-	require.NoError(t, err)
-	assert.LessOrEqual(t, e.Sent(), int64(256+2)*64<<10, "%d were sent before", sent)
+	const put = "PUT /images/*"
+	for name, busy := range map[string]bool{"cut short": false, "cut short after a refusal": true} {
+		t.Run(name, func(t *testing.T) {
+			e := start(t, quick())
+			require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
+			ctx, cancel := context.WithCancelCause(t.Context())
+			go func() {
+				for e.Sent() < 64*64<<10 && t.Context().Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				e.Restart()
+				if busy {
+					before := e.Calls()[put]
+					e.Inject(enginetest.Fault{Call: put, Times: 5, Status: http.StatusServiceUnavailable, Detail: "Busy"})
+					for e.Calls()[put] == before && t.Context().Err() == nil {
+						time.Sleep(100 * time.Microsecond)
+					}
+				}
+				cancel(errors.New("the test pulls the plug"))
+			}()
+			_, err := e.driver(t).Create(ctx, e.machine(t, 0))
+			require.ErrorContains(t, err, "pulls the plug")
+			sent := e.Sent()
+			require.Less(t, sent, int64(256*64<<10))
+			_, err = e.driver(t).Create(t.Context(), e.machine(t, 0))
+			require.NoError(t, err)
+			assert.LessOrEqual(t, e.Sent(), int64(256+2)*64<<10, "%d were sent before", sent)
+		})
+	}
 
 	// One that nobody goes on with is removed with the bed.
-	e = start(t, quick())
+	e := start(t, quick())
 	require.NoError(t, os.WriteFile(filepath.Join(e.image, bed.DiskFile), qcow2(64<<20, data...), 0o644))
-	ctx, cancel = context.WithCancelCause(t.Context())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
 		for e.Sent() < 64<<10 && t.Context().Err() == nil {
 			time.Sleep(time.Millisecond)
 		}
 		cancel(errors.New("the test pulls the plug"))
 	}()
-	_, err = e.driver(t).Create(ctx, e.machine(t, 0))
+	_, err := e.driver(t).Create(ctx, e.machine(t, 0))
 	require.ErrorContains(t, err, "pulls the plug")
 	require.NotEmpty(t, e.Census())
 	require.NoError(t, provider.ClearState(t.Context(), e.driver(t), e.machine(t, 0).Owner.State), "no machine bears the mark yet")
