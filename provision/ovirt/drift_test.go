@@ -2,6 +2,7 @@ package ovirt_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -122,12 +123,14 @@ func TestRequestsOfARefresh(t *testing.T) {
 		require.NoError(t, err)
 	}
 	d.Usual(e.port, 1)
-	before := d.Requests()
+	before, began := d.Requests(), time.Now()
 	for _, m := range machines {
 		_, err := d.Read(t.Context(), m.Name)
 		require.NoError(t, err)
 	}
-	assert.Equal(t, int64(12+3), d.Requests()-before)
+	looks := 1 + int64(time.Since(began)/(2*time.Second)) // one look's worth is shared for so long, which is not over on a host with time
+	assert.GreaterOrEqual(t, d.Requests()-before, int64(12+3))
+	assert.LessOrEqual(t, d.Requests()-before, 12+3*looks)
 }
 
 func TestErasedByHand(t *testing.T) {

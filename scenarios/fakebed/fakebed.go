@@ -56,7 +56,7 @@ func Start(t testing.TB, compute int) *Bed {
 	for _, f := range fakes {
 		data, err := bin.ReadFile("bin/" + f.Name())
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(b.Dir, "bin", f.Name()), data, 0o755))
+		b.Write(t, "bin/"+f.Name(), string(data))
 	}
 	user, key := newKey(t)
 	b.Key = key
@@ -76,11 +76,14 @@ func Start(t testing.TB, compute int) *Bed {
 	return b
 }
 
-// Write puts a file below Dir, with the directories it needs.
+// Write puts a file below Dir, with the directories it needs. It can be run at once: no process is started meanwhile, which would have it open to
+// be written until it runs a program of its own.
 func (b *Bed) Write(t testing.TB, name, text string) {
 	t.Helper()
 	file := filepath.Join(b.Dir, name)
 	require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o755))
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	require.NoError(t, os.WriteFile(file, []byte(text), 0o755))
 }
 
