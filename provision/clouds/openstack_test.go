@@ -259,7 +259,10 @@ func TestOpenStackFit(t *testing.T) {
 			"openstack.flavor: \"m5.huge\": is none of the flavors that there are for you: m1.small, m3.quad, m3.tiny\n"}},
 		"another size": {flavor: "m1.small", want: []string{
 			"cpus: \"4\": is not what a m1.small has, which is 1\n    → write -c cpus=1", "memory: \"15GiB\": is not what a m1.small has, which is 2GiB\n    → write -c memory=2GiB"}},
-		"unlike pools": {pools: []bed.Pool{{Nodes: 1, Type: "m1.small", CPUs: 1, Memory: 2 * bed.GiB}, {Nodes: 4, CPUs: 4, Memory: 15 * bed.GiB}}},
+		"a flavor without a disk": {flavor: "m3.tiny", pools: []bed.Pool{{Nodes: 2, CPUs: 1, Memory: bed.GiB}}, want: []string{
+			"disk: is not set, and a m3.tiny has no disk of its own\n    → write -c disk=20GiB, which is then a volume, or choose another flavor"}},
+		"a flavor without a disk, and a volume": {flavor: "m3.tiny", pools: []bed.Pool{{Nodes: 2, CPUs: 1, Memory: bed.GiB, Disk: 8 * bed.GiB}}},
+		"unlike pools":                          {pools: []bed.Pool{{Nodes: 1, Type: "m1.small", CPUs: 1, Memory: 2 * bed.GiB}, {Nodes: 4, CPUs: 4, Memory: 15 * bed.GiB}}},
 		"unlike pools, too many": {pools: []bed.Pool{{Nodes: 1, Type: "m1.small", CPUs: 1, Memory: 2 * bed.GiB}, {Nodes: 5, CPUs: 4, Memory: 15 * bed.GiB}}, want: []string{
 			"nodes: \"6\": take 21 vCPUs, and your project has 20 left of 20\n"}},
 		"unlike pools, one of another size": {pools: []bed.Pool{{Nodes: 1, CPUs: 4, Memory: 15 * bed.GiB}, {Nodes: 1, Type: "m1.small", CPUs: 2, Memory: 2 * bed.GiB}}, want: []string{

@@ -175,6 +175,7 @@ func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 			continue
 		}
 		problems = once(problems, fitFlavor(spec, i, found[at])...)
+		problems = once(problems, in.fitDisk(spec, i, found[at])...)
 	}
 	return append(problems, fitQuota(ctx, in, spec)...)
 }
@@ -200,6 +201,22 @@ func fitFlavor(spec bed.Spec, i int, f flavors.Flavor) (problems []bed.Problem) 
 		problems = append(problems, problem(at, pool.Memory.String(), remedy, "is not what a %s has, which is %v", f.Name, memory))
 	}
 	return problems
+}
+
+// fitDisk tells whether the node's disk can be had where it would be: the flavor's own, or a volume. Nova makes no server of an image on a
+// flavor without a disk but for administrators.
+func (in *openStack) fitDisk(spec bed.Spec, i int, f flavors.Flavor) []bed.Problem {
+	disk := spec.Pools[i].Disk
+	at, remedy := saying(spec, i, "disk", "20GiB")
+	switch {
+	case disk == 0 && f.Disk == 0 && in.volume != nil:
+		return []bed.Problem{problem(at, "", remedy+", which is then a volume, or choose another flavor", "is not set, and a %s has no disk of its own", f.Name)}
+	case disk == 0 && f.Disk == 0:
+		return []bed.Problem{problem(at, "", "choose another flavor", "is not set, and a %s has no disk of its own, nor has this cloud a service for volumes", f.Name)}
+	case disk > 0 && in.volume == nil:
+		return []bed.Problem{problem(at, disk.String(), "leave it out, and choose a flavor with a disk of its own", "would be a volume, and this cloud has no service for them")}
+	}
+	return nil
 }
 
 func (o *openStackCloud) fitNetwork(ctx context.Context, in *openStack) []bed.Problem {
@@ -313,8 +330,14 @@ func (o *openStackCloud) List(ctx context.Context, owner string) ([]provision.St
 			st.State, st.Detail = provision.Running, ""
 		case s.Status == "SHUTOFF":
 			st.State = provision.Stopped
-		case s.Fault.Message != "":
-			st.Detail += ": " + s.Fault.Message
+		case s.Status == "ERROR":
+			one, err := servers.Get(ctx, in.compute, s.ID).Extract() // a list has no faults of what is in another cell than its service's
+			if err != nil && !gone(err) {
+				return nil, fmt.Errorf("look at server %s: %w", s.ID, said(err))
+			}
+			if err == nil && one.Fault.Message != "" {
+				st.Detail += ": " + strings.TrimSpace(one.Fault.Message)
+			}
 		}
 		list = append(list, st)
 	}
