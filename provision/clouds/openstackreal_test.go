@@ -122,9 +122,10 @@ func newRealOpenStack(t *testing.T) realOpenStack {
 			t.Logf("the services said:\n%s", text)
 		}
 	})
-	ready := make([]byte, len("ready"))
-	_, err = io.ReadFull(said, ready)
+	late := time.AfterFunc(5*time.Minute, func() { _ = services.Process.Kill() })
+	_, err = io.ReadFull(said, make([]byte, len("ready")))
 	require.NoError(t, err, "the services ended")
+	require.True(t, late.Stop(), "the services were not there within five minutes")
 	for _, name := range []string{"OS_CLOUD", "OS_TOKEN", "OS_REGION_NAME", "OS_INTERFACE", "OS_CLIENT_CONFIG_FILE", "OS_PROJECT_ID", "OS_CACERT"} {
 		t.Setenv(name, "")
 	}

@@ -16,5 +16,10 @@ func (d *Driver) Usual(port, faster int) {
 	}
 }
 
+// Shares has those who ask within a time share a look, from the next one on.
+func (d *Driver) Shares(within time.Duration) {
+	d.timing.poll, d.looked = within, time.Time{}
+}
+
 // Bootless has machines come up within a time, or not.
 func (d *Driver) Bootless(within time.Duration) { d.timing.boot = within }
