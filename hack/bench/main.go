@@ -26,7 +26,7 @@ import (
 )
 
 // limit is how long one command may take.
-const limit = 15 * time.Minute
+const limit = time.Hour
 
 // stacks are the presets whose beds are timed, by driver.
 var stacks = map[string]string{"nspawn": "quickstart", "sim": "quickstart", "lima": "lima-ci"}
@@ -39,6 +39,8 @@ type report struct {
 	Cases   []sizes   `json:"cases"` // as far as it got
 	// Bare is the median of `limactl start` of one machine, as a bed's node is written for it, where there are beds by Lima.
 	Bare float64 `json:"bareLimactlStartSeconds,omitempty"`
+	// Kubernetes, where beds with it were wanted.
+	Kubernetes []clusters `json:"kubernetes,omitempty"`
 }
 
 type machine struct {
@@ -78,6 +80,7 @@ type peaks map[string]int
 type measurement struct {
 	total, ours, processor float64 // seconds
 	peaks                  peaks
+	said                   []byte // its progress
 }
 
 func main() {
@@ -85,10 +88,11 @@ func main() {
 	nspawn := flag.String("nspawn", "1,3,8", "sizes of beds by the nspawn driver; empty for none")
 	sim := flag.String("sim", "10,100,1000", "sizes of beds by the sim driver; empty for none")
 	vms := flag.String("lima", "", "sizes of beds by the lima driver; empty for none")
+	kubernetes := flag.String("kubernetes", "", "sizes of beds by the lima driver that Kubernetes is brought up on; empty for none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *runs, map[string]string{"nspawn": *nspawn, "sim": *sim, "lima": *vms}); err != nil {
+	if err := run(ctx, *runs, map[string]string{"nspawn": *nspawn, "sim": *sim, "lima": *vms, "kubernetes": *kubernetes}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -100,7 +104,8 @@ func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
-	for driver, build := range map[string][]string{"nspawn": {"image", "build"}, "lima": {"image", "build", "debian-13", "--format", "vm"}} { // no first up is to bake
+	vm := []string{"image", "build", "debian-13", "--format", "vm"}
+	for driver, build := range map[string][]string{"nspawn": {"image", "build"}, "lima": vm, "kubernetes": append(slices.Clone(vm), "--kubernetes")} { // no first up is to bake
 		if wanted[driver] == "" {
 			continue
 		}
@@ -117,28 +122,52 @@ func run(ctx context.Context, runs int, wanted map[string]string) (err error) {
 		err = errors.Join(err, e.Encode(r))
 	}()
 	for _, driver := range []string{"nspawn", "sim", "lima"} {
-		for _, text := range strings.FieldsFunc(wanted[driver], func(c rune) bool { return c == ',' }) {
-			nodes, err := strconv.Atoi(text)
-			if err != nil || nodes < 1 || runs < 1 {
-				return fmt.Errorf("%q nodes, %d runs: there is nothing to measure; sizes are whole numbers with commas between", text, runs)
-			}
+		err := each(driver, wanted[driver], runs, func(nodes int) (func() error, func()) {
 			s := sizes{Driver: driver, Nodes: nodes}
-			for i := range runs {
-				fmt.Fprintf(os.Stderr, "%s, %d nodes: run %d of %d\n", driver, nodes, i+1, runs)
-				if err := b.cycle(ctx, &s); err != nil {
-					return fmt.Errorf("%s, %d nodes: %w", driver, nodes, err)
+			return func() error { return b.cycle(ctx, &s) }, func() {
+				for _, f := range []*figure{&s.Up, &s.Again, &s.Destroy} {
+					f.conclude()
 				}
+				r.Cases = append(r.Cases, s)
 			}
-			for _, f := range []*figure{&s.Up, &s.Again, &s.Destroy} {
-				f.conclude()
-			}
-			r.Cases = append(r.Cases, s)
+		})
+		if err != nil {
+			return err
 		}
+	}
+	err = each("kubernetes", wanted["kubernetes"], runs, func(nodes int) (func() error, func()) {
+		c := clusters{Nodes: nodes}
+		return func() error { return b.cluster(ctx, &c) }, func() {
+			c.conclude()
+			r.Kubernetes = append(r.Kubernetes, c)
+		}
+	})
+	if err != nil {
+		return err
 	}
 	if b.yaml != nil {
 		r.Bare, err = b.bare(ctx, runs)
 	}
 	return err
+}
+
+// each measures the sizes wanted, each so many times, and then concludes.
+func each(what, wanted string, runs int, size func(nodes int) (measure func() error, conclude func())) error {
+	for _, text := range strings.FieldsFunc(wanted, func(c rune) bool { return c == ',' }) {
+		nodes, err := strconv.Atoi(text)
+		if err != nil || nodes < 1 || runs < 1 {
+			return fmt.Errorf("%q nodes, %d runs: there is nothing to measure; sizes are whole numbers with commas between", text, runs)
+		}
+		measure, conclude := size(nodes)
+		for i := range runs {
+			fmt.Fprintf(os.Stderr, "%s, %d nodes: run %d of %d\n", what, nodes, i+1, runs)
+			if err := measure(); err != nil {
+				return fmt.Errorf("%s, %d nodes: %w", what, nodes, err)
+			}
+		}
+		conclude()
+	}
+	return nil
 }
 
 // bench is a folder that is to bed what a clone is.
@@ -163,9 +192,12 @@ func newBench() (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
+	clone, err := os.Getwd()
 	return &bench{dir: dir, bed: bed}, errors.Join(
+		err,
 		os.WriteFile(filepath.Join(dir, "Pulumi.yaml"), project, 0o600),
-		os.Symlink(filepath.Dir(bed), filepath.Join(dir, "bin"))) // the project looks for the plugin there
+		os.Symlink(filepath.Join(clone, "images"), filepath.Join(dir, "images")), // what the bundle is built from
+		os.Symlink(filepath.Dir(bed), filepath.Join(dir, "bin")))                 // the project looks for the plugin there
 }
 
 // cycle makes a bed, makes it once more and removes it. Whatever happens, it removes it.
@@ -233,7 +265,7 @@ func (b *bench) command(ctx context.Context, args ...string) (m measurement, err
 		}
 	}()
 	err = cmd.Wait()
-	m.total, m.processor = time.Since(start).Seconds(), processor()-worked
+	m.total, m.processor, m.said = time.Since(start).Seconds(), processor()-worked, said.Bytes()
 	close(ended)
 	<-watched
 	if err != nil {
