@@ -151,6 +151,7 @@ func (p *parser) kubernetesNetwork(s Spec) (n KubernetesNetwork) {
 	n = DefaultKubernetesNetwork()
 	if p.text("kubernetes.network", "") != "" {
 		n.Driver = p.oneOf("kubernetes.network", "", KubernetesNetworkDrivers())
+		n.MTU = defaultKubernetesMTU(n.Driver)
 	}
 	if v := p.text("kubernetes.mtu", ""); v != "" {
 		var err error

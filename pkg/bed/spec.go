@@ -43,10 +43,21 @@ type KubernetesNetwork struct {
 // String says it for people.
 func (n KubernetesNetwork) String() string { return fmt.Sprintf("%s, MTU %d", n.Driver, n.MTU) }
 
-// DefaultKubernetesNetwork is what every distribution has, with an MTU that is no wire's: what is longer than the wire takes is sent in
-// fragments, so the most that fits a UDP datagram is best (docs/network.md).
+// DefaultKubernetesNetwork is what every distribution has, with the MTU that is best for it.
 func DefaultKubernetesNetwork() KubernetesNetwork {
-	return KubernetesNetwork{Driver: "slirp4netns", MTU: maxKubernetesMTU}
+	return KubernetesNetwork{Driver: "slirp4netns", MTU: defaultKubernetesMTU("slirp4netns")}
+}
+
+// HostBridge is the network driver by which all goes through the hosts' kernels, and nothing through user space.
+const HostBridge = "lxc-user-nic"
+
+// defaultKubernetesMTU is no wire's where user space takes its time per packet: what is longer than the wire takes is sent in fragments, so the
+// most that fits a UDP datagram is best. The kernel has segments instead, which are to fit the wire; 1500 is what most have (docs/network.md).
+func defaultKubernetesMTU(driver string) int {
+	if driver == HostBridge {
+		return 1500
+	}
+	return maxKubernetesMTU
 }
 
 // What of Kubernetes there is on a bed's nodes: a cluster of its own, or only what its jobs bring up theirs with.
@@ -59,7 +70,7 @@ const (
 func KubernetesKinds() []string { return []string{OwnKubernetes, JobsKubernetes} }
 
 // KubernetesNetworkDrivers are those of RootlessKit by which VXLAN passes.
-func KubernetesNetworkDrivers() []string { return []string{"slirp4netns", "pasta"} }
+func KubernetesNetworkDrivers() []string { return []string{"slirp4netns", "pasta", HostBridge} }
 
 // The least is IPv6's, and what VXLAN takes of it.
 const (

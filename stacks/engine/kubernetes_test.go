@@ -46,6 +46,13 @@ func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 	require.Len(t, old, 1)
 	assert.ErrorContains(t, old, "-c image=debian-13")
 
+	bridged := spec("2GiB")
+	bridged.KubernetesNetwork.Driver = bed.HostBridge
+	for _, bridged.Image = range []string{"debian-12", "debian-13", "ubuntu-22.04"} {
+		assert.Empty(t, engine.KubernetesProblems(bridged, vms), bridged.Image)
+	}
+	assert.ErrorContains(t, engine.KubernetesProblems(bridged, provision.Info{Name: "nspawn", Image: bed.Tree}), "driver lima")
+
 	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
 	require.Len(t, shared, 1)
 	assert.ErrorContains(t, shared, "driver lima: bed up -s lima-ci -c kubernetes=usernetes")
