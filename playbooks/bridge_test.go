@@ -69,7 +69,7 @@ for kind in (1, 3):
 PYTHON
 echo "of the port: $(cat /proc/sys/net/ipv6/conf/veth5000_abcd/disable_ipv6)"
 kill "$lease"
-wait "$lease" || true
+wait "$lease" 2>/dev/null || true
 ip -n kit addr add 198.18.0.2/24 dev eth0
 ip -n kit route add default via 198.18.0.1
 receive='
