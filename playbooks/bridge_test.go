@@ -41,18 +41,30 @@ ip link set eth0 up
 ip -n wire addr add 10.99.0.2/24 dev eth0
 ip -n wire link set eth0 up
 echo 0 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore # as where two interfaces are on one wire
 settings() { echo "forwards: $(cat /proc/sys/net/ipv4/ip_forward), asks iptables of bridges: $(cat /proc/sys/net/bridge/bridge-nf-call-iptables 2>/dev/null || echo "$1")"; }
 "$1/bridge" up
 "$1/bridge" up # as after a kill
 settings 0
-ip netns add kit
+unshare --user --map-root-user --net sleep infinity &
+kit=$!
+trap 'kill "$kit"' EXIT
+until [ "$(readlink "/proc/$kit/ns/net")" != "$(readlink /proc/$$/ns/net)" ]; do sleep 0.1; done
+ip netns attach kit "$kit"
 ip netns exec kit sh -c 'echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter; echo 0 >/proc/sys/net/ipv4/conf/default/rp_filter'
-ip link add veth5000_abcd master usernetes-br type veth peer name eth0 address 02:00:c6:12:00:02 netns kit
+mount -t tmpfs tmpfs /usr/libexec
+mkdir /usr/libexec/lxc
+cat >/usr/libexec/lxc/lxc-user-nic <<'FAKE'
+#!/bin/sh -eu
+# Stands for the set-uid root program of that name: create PATH NAME PID veth BRIDGE INTERFACE
+ip link add veth5000_abcd master "$6" type veth peer name "$7" netns "$4"
 ip link set veth5000_abcd up
-ip -n kit link set eth0 up
+FAKE
+chmod 755 /usr/libexec/lxc/lxc-user-nic
+"$1/bridge" create dummy dummy "$kit" veth usernetes-br eth0
 "$1/lease" &
 lease=$!
-sleep 0.5
+until ss -lnu | grep -q :67; do sleep 0.1; done
 ip netns exec kit python3 - <<'PYTHON'
 import socket
 
@@ -73,14 +85,18 @@ wait "$lease" 2>/dev/null || true
 ip -n kit addr add 198.18.0.2/24 dev eth0
 ip -n kit route add default via 198.18.0.1
 receive='
-import select, socket, sys
+import os, select, socket, sys
 sockets = {}
 for port in sys.argv[2:]:
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.bind(("", int(port)))
     sockets[s] = port
-said = []
-while ready := select.select(sockets, [], [], 3)[0]:
+open("/run/%s-listens" % sys.argv[1], "w")
+said, over = [], False
+while not over:
+    over = os.path.exists("/run/all-sent")
+    ready = select.select(sockets, [], [], 1)[0]
+    over = over and not ready
     said += ["%s at %s: %s from %s" % (sys.argv[1], sockets[s], data.decode(), by[0]) for s in ready for data, by in [s.recvfrom(100)]]
 print("\n".join(sorted(said)))'
 send='
@@ -89,12 +105,16 @@ for port in sys.argv[2:]:
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"it", (sys.argv[1], int(port)))'
 ports="8472 20001 20002 20003 31998 32002"
 ip netns exec kit python3 -c "$receive" kit $ports >/run/kit &
+receivers=$!
 python3 -c "$receive" host $ports >/run/host &
+receivers="$receivers $!"
 ip netns exec wire python3 -c "$receive" wire 7000 >/run/wire &
-sleep 1.5
+receivers="$receivers $!"
+for receiver in kit host wire; do until [ -e "/run/$receiver-listens" ]; do sleep 0.1; done; done
 ip netns exec wire python3 -c "$send" 10.99.0.1 $ports
 ip netns exec kit python3 -c "$send" 10.99.0.2 7000
-wait
+touch /run/all-sent
+wait $receivers
 cat /run/kit /run/host /run/wire
 echo "interfaces: $(ip -4 -o addr | awk '{ print $2 }' | sort -u | tr '\n' ' ')"
 "$1/bridge" down
