@@ -50,6 +50,7 @@ func TestKubernetes(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
+		{"on the hosts' bridge", p.bridged},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
@@ -169,4 +170,28 @@ func (p place) beside(t *testing.T) {
 	}
 	assert.Equal(t, map[string]int{"bare": 1, "bare+usernetes": 1}, series)
 	p.kubeconfig(t)
+}
+
+// bridged: the hosts' kernels take the network of a cluster that stands over, and give it back without a trace.
+func (p place) bridged(t *testing.T) {
+	inv := p.inventory(t)
+	traces := func() (found []string) {
+		for i := range inv.Nodes {
+			found = append(found, p.must(t, inv, i, "cat /proc/sys/net/ipv4/ip_forward; ip -o link | cut -d' ' -f2; ip route; sudo nft list tables; systemctl is-enabled usernetes-bridge || true"))
+		}
+		return found
+	}
+	before := traces()
+	p.up(t, "kubernetes.network="+bed.HostBridge)
+	assert.NotEqual(t, before, traces())
+	p.again(t)
+	p.pods(t)
+	p.kubernetesSelftest(t)
+	_, err := p.on(t, inv, 0, "sudo usernetes admit guest")
+	assert.ErrorContains(t, err, "kubernetes.network=slirp4netns")
+	_, err = p.on(t, inv, 0, "id guest")
+	require.Error(t, err, "it is refused before anything is made")
+	p.up(t, "kubernetes.network="+bed.DefaultKubernetesNetwork().Driver)
+	assert.Equal(t, before, traces())
+	p.pods(t)
 }
