@@ -130,12 +130,12 @@ func TestTheBridgeOfAHost(t *testing.T) {
 		hosttest.Lacks(t, "root, who makes network namespaces")
 	}
 	if _, err := exec.LookPath("nft"); err != nil {
-		t.Skip("nftables is not installed")
+		hosttest.Lacks(t, "nftables")
 	}
 	dir := t.TempDir()
 	usernetesFile(t, dir, "bridge")
 	usernetesFile(t, dir, "lease")
-	out, err := exec.Command("unshare", "--net", "--mount", "--propagation", "private", "sh", "-euc", onTheBridge, "sh", dir).CombinedOutput()
+	out, err := exec.Command("timeout", "240", "unshare", "--net", "--mount", "--propagation", "private", "sh", "-euc", onTheBridge, "sh", dir).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	assert.Equal(t, []string{
 		"forwards: 1, asks iptables of bridges: 0",
@@ -157,7 +157,7 @@ func TestANodeIsConfiguredForItsNetwork(t *testing.T) {
 		hosttest.Lacks(t, "root, who mounts other files over /etc")
 	}
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
-		t.Skip("ansible-playbook is not installed")
+		hosttest.Lacks(t, "ansible-playbook")
 	}
 	files := fstest.MapFS{"configure.yml": {Data: []byte(`
 - hosts: all
