@@ -102,8 +102,13 @@ func (p place) computes(t *testing.T, inv bed.Inventory) {
 	require.Equal(t, "slurm", inv.WorkloadManager, "this suite speaks Slurm only")
 	control := 0
 	require.Equal(t, inv.Control().Name, inv.Nodes[control].Name)
-	ran := strings.Fields(p.must(t, inv, control, fmt.Sprintf("srun --mpi=none --immediate=20 -N%d --ntasks-per-node=1 hostname", len(names))))
-	require.ElementsMatch(t, names, ran, "the nodes that ran a rank")
+	// An allocation whose srun died with its node is given back within InactiveLimit and a half, and MessageTimeout.
+	out, err := p.on(t, inv, control, fmt.Sprintf("srun --mpi=none --immediate=150 -N%d --ntasks-per-node=1 hostname", len(names)))
+	if err != nil {
+		why, _ := p.on(t, inv, control, "squeue; scontrol show node; sudo tail -n 40 /var/log/slurm/slurmctld.log")
+		require.NoError(t, err, "Slurm says:\n%s", why)
+	}
+	require.ElementsMatch(t, names, strings.Fields(out), "the nodes that ran a rank")
 }
 
 // states are what `bed status` says of each node.
