@@ -18,6 +18,7 @@ import (
 // again: Ansible over a bed that is configured changes nothing on any node, and no process shows a key of the bed meanwhile.
 func (p place) again(t *testing.T) {
 	inv := p.inventory(t)
+	p.needTime(t, inv)
 	p.oldPlaybooks(t)
 	processes := watchProcesses(t, p.keys(t, inv))
 	again, c := p.up(t)

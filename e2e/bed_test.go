@@ -142,10 +142,11 @@ func (p place) noop(t *testing.T) {
 
 // preview says what up would do, does nothing and keeps nothing.
 func (p place) preview(t *testing.T) {
+	inv := p.inventory(t)
+	p.needTime(t, inv)
 	config := filepath.Join(p.dir, ".bed/config/Pulumi."+p.stack+".yaml")
 	before, err := os.ReadFile(config)
 	require.NoError(t, err)
-	inv := p.inventory(t)
 	c := p.ok(t, "preview", "-s", p.stack, "-o", "json", "-c", fmt.Sprintf("nodes=%d", len(inv.Nodes)+1))
 	assert.Positive(t, changes(t, c)["update"], "%s", c)
 	after, err := os.ReadFile(config)
@@ -210,7 +211,7 @@ func (p place) mend(t *testing.T, inv bed.Inventory, broken map[string]string) b
 // failedTask: a task that fails is named, with its node, what it said and how to enter; mended, the next up goes on.
 func (p place) failedTask(t *testing.T) {
 	inv := p.inventory(t)
-	p.needMoreNodes(t, inv)
+	p.needTime(t, inv)
 	p.must(t, inv, 1, "sudo mv /usr/bin/python3 /usr/bin/python3.gone")
 	c := p.fails(t, 1, p.upArgs(fmt.Sprintf("nodes=%d", len(inv.Nodes)+1)), "failed on "+inv.Nodes[1].Name, "python3", "bed ssh "+inv.Nodes[1].Name, "task \"")
 	_, failed := c.step(progress.Failed, "configure")
@@ -224,17 +225,17 @@ func (p place) failedTask(t *testing.T) {
 // fullFlag asks for what an emulated bed takes too long for in CI.
 var fullFlag = flag.Bool("full", false, "also run the parts that take long on emulated machines")
 
-// needMoreNodes skips, on emulated machines, what makes more of them: the quickstart's bed shows the same in seconds.
-func (p place) needMoreNodes(t *testing.T, inv bed.Inventory) {
+// needTime skips, on emulated machines, what does not depend on the driver or makes more of them: the quickstart's bed shows the same in seconds.
+func (p place) needTime(t *testing.T, inv bed.Inventory) {
 	if inv.Driver == "lima" && !*fullFlag {
-		t.Skip("boots more machines, minutes each where they are emulated; `make e2e-full` does")
+		t.Skip("takes minutes where machines are emulated, and the quickstart's bed shows the same; `make e2e-full` does")
 	}
 }
 
 // grow: a bed that grows and shrinks keeps the nodes it has, under their names.
 func (p place) grow(t *testing.T) {
 	inv := p.inventory(t)
-	p.needMoreNodes(t, inv)
+	p.needTime(t, inv)
 	n := len(inv.Nodes)
 	grown, _ := p.up(t, fmt.Sprintf("nodes=%d", n+1))
 	require.Len(t, grown.Nodes, n+1)

@@ -43,18 +43,16 @@ func TestKubernetes(t *testing.T) {
 	t.Run("selftest", p.kubernetesSelftest)
 	t.Run("shared node", p.shared)
 	t.Run("workflow", p.workflow)
-	t.Run("job killed", p.killed)
-	t.Run("its own again", p.ownAgain)
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
-		{"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
+		{"job killed", p.killed}, {"its own again", p.ownAgain}, {"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods}, {"LAMMPS beside Kubernetes", p.beside},
 		{"on the hosts' bridge", p.bridged},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
-				t.Skip("CI has time for one emulated machine's bring-up and selftest; two take a quarter of an hour to come up, and `make e2e-full STACK=lima-ci` does this on them")
+				t.Skip("CI has time for one emulated machine's bring-up, selftest and workflow; `make e2e-full STACK=lima-ci` does this, on two")
 			}
 			s.run(t)
 		})

@@ -18,9 +18,10 @@ import (
 	"github.com/bedfellow/bedfellow/provision/ovirt/enginetest"
 )
 
-// smallOvirt are settings with which a bed of stack ovirt fits a fake engine, and this host.
+// smallOvirt are settings with which a bed of stack ovirt fits a fake engine, and this host. The disk is the one that the suite's virtual machines
+// have booted from; of the containers that stand for the engine's, none does.
 func smallOvirt() []string {
-	return []string{"image=debian-12", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
+	return []string{"image=debian-13", "cpus=1", "memory=512MiB", "ovirt.vnicProfile=ovirtmgmt", "ovirt.cluster=Default"}
 }
 
 // onFakeEngine is a folder for a bed of stack ovirt, on a fake engine whose virtual machines are containers here: real nodes. `bed` is told of the

@@ -155,6 +155,7 @@ func (p place) interruptedRun(t *testing.T, inv bed.Inventory) {
 // mind being asked twice.
 func (p place) manager(t *testing.T) {
 	inv := p.inventory(t)
+	p.needTime(t, inv)
 	m := p.open(t, inv)
 	node := inv.Compute()[0].Name
 	p.attach(t, inv, m)
