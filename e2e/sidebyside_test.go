@@ -27,7 +27,7 @@ func TestSideBySide(t *testing.T) {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
 	}
 	if !*fullFlag {
-		t.Skip("CI has time for such jobs on one emulated machine, where TestKubernetes has them; `make e2e-full STACK=lima-ci` has them on two")
+		t.Skip("CI has time for one such job on one emulated machine, where TestKubernetes kills it; `make e2e-full STACK=lima-ci` has them on two")
 	}
 	p := newPlace(t, "sidebyside", *stackFlag, "e2e-side")
 	p.bundled(t)
@@ -61,10 +61,7 @@ func TestSideBySide(t *testing.T) {
 // workflow: a batch job brings a Kubernetes of its own up, has its service learn from simulations on the same nodes and predict others, and takes
 // all of it down. The scenario itself holds what the service says it has learned against what was simulated, and looks whether anything is left.
 func (p place) workflow(t *testing.T) {
-	train, test, y, z := 3, 2, 1, 1 // emulated, a simulation beside Kubernetes takes a quarter of a minute for each cell
-	if *fullFlag {
-		train, test, y, z = 12, 4, 2, 2
-	}
+	const train, test, y, z = 12, 4, 2, 2
 	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1"}
 	for name, n := range map[string]int{"train": train, "test": test, "x": 2, "y": y, "z": z} {
 		args = append(args, "--param", fmt.Sprintf("%s=%d", name, n))
