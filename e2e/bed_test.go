@@ -204,7 +204,8 @@ func (p place) mend(t *testing.T, inv bed.Inventory, broken map[string]string) b
 	for name, m := range p.states(t) {
 		assert.Equal(t, "running", m.State, "%s: %s", name, m.Detail)
 	}
-	p.computes(t, mended)
+	// An allocation whose srun died with its node is given back after InactiveLimit, a third of that and MessageTimeout.
+	p.computesWithin(t, mended, 150*time.Second)
 	return mended
 }
 

@@ -95,6 +95,11 @@ func (p place) must(t *testing.T, inv bed.Inventory, node int, command string) s
 // computes fails the test unless the workload manager runs a job on every compute node at once.
 func (p place) computes(t *testing.T, inv bed.Inventory) {
 	t.Helper()
+	p.computesWithin(t, inv, 20*time.Second)
+}
+
+func (p place) computesWithin(t *testing.T, inv bed.Inventory, wait time.Duration) {
+	t.Helper()
 	var names []string
 	for _, n := range inv.Compute() {
 		names = append(names, n.Name)
@@ -102,8 +107,7 @@ func (p place) computes(t *testing.T, inv bed.Inventory) {
 	require.Equal(t, "slurm", inv.WorkloadManager, "this suite speaks Slurm only")
 	control := 0
 	require.Equal(t, inv.Control().Name, inv.Nodes[control].Name)
-	// An allocation whose srun died with its node is given back within InactiveLimit and a half, and MessageTimeout.
-	out, err := p.on(t, inv, control, fmt.Sprintf("srun --mpi=none --immediate=150 -N%d --ntasks-per-node=1 hostname", len(names)))
+	out, err := p.on(t, inv, control, fmt.Sprintf("srun --mpi=none --immediate=%.0f -N%d --ntasks-per-node=1 hostname", wait.Seconds(), len(names)))
 	if err != nil {
 		why, _ := p.on(t, inv, control, "squeue; scontrol show node; sudo tail -n 40 /var/log/slurm/slurmctld.log")
 		require.NoError(t, err, "Slurm says:\n%s", why)
