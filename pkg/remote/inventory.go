@@ -22,10 +22,15 @@ func Node(inv bed.Inventory, n bed.InventoryNode, signer ssh.Signer) Target {
 }
 
 // SSHHosts is the part of a configuration of ssh that says how to reach each node by its name, the host keys being those of KnownHosts.
+// A node that has no address yet, in a bed whose making was broken off, is named in a comment only: ssh refuses a whole file with an empty HostName.
 // ssh takes its other options, the key among them, from the same configuration also for a node on the way, and for that from nowhere else.
 func SSHHosts(inv bed.Inventory) string {
 	var b strings.Builder
 	for _, n := range inv.Nodes {
+		if n.Address == "" {
+			fmt.Fprintf(&b, "# %s is not made; `bed up` makes it\n", n.Name)
+			continue
+		}
 		fmt.Fprintf(&b, "Host %[1]s\n  HostName %[2]s\n  Port %[3]d\n  HostKeyAlias %[1]s\n  User %[4]s\n", n.Name, n.Address, n.Port, inv.User)
 		if n.Via != "" {
 			fmt.Fprintf(&b, "  ProxyJump %s\n", n.Via)

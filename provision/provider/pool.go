@@ -126,7 +126,7 @@ func (r *Pool) Check(ctx context.Context, req infer.CheckRequest) (infer.CheckRe
 		return infer.CheckResponse[PoolArgs]{}, err
 	}
 	problems := []bed.Problem(drivers.CheckSettings(args.Driver, args.Settings))
-	for name := range args.Settings {
+	for _, name := range slices.Sorted(maps.Keys(args.Settings)) {
 		if key := args.Driver + "." + name; bed.Secret(key) {
 			problems = append(problems, bed.Problem{Key: key, Reason: "is a secret, and a pool's settings are in the state in the clear", Remedy: "take it out of them, and write `pulumi config set --secret bedfellow:" + key + "`"})
 		}

@@ -2,6 +2,7 @@ package provider_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/blang/semver"
@@ -192,6 +193,23 @@ func TestPool(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, left)
 	require.NoError(t, s.Delete(p.DeleteRequest{Urn: urn("Pool"), ID: made.ID, Properties: shrunk}), "deleting twice")
+}
+
+// A pool's settings are in the state in the clear: a secret among them is refused before that, and not shown; two of them in the order of their names.
+func TestPoolTakesNoSecret(t *testing.T) {
+	s := newPlugin(t)
+	settings := property.New(map[string]property.Value{"url": text("https://engine/ovirt-engine/api"), "token": text("opensesame"), "password": text("opensesame"), "insecure": text("true")})
+	checked, err := s.Check(p.CheckRequest{Urn: urn("Pool"), Inputs: pool(1).Set("driver", text("ovirt")).Set("settings", settings)})
+	require.NoError(t, err)
+	var refused []string
+	for _, f := range checked.Failures {
+		assert.NotContains(t, f.Reason, "opensesame")
+		if strings.Contains(f.Reason, "is a secret") {
+			assert.Contains(t, f.Reason, "pulumi config set --secret bedfellow:"+f.Property)
+			refused = append(refused, f.Property)
+		}
+	}
+	assert.Equal(t, []string{"ovirt.password", "ovirt.token"}, refused)
 }
 
 // A bed of the same name and another state is never removed.
