@@ -71,6 +71,7 @@ func (p place) machines(t *testing.T) {
 	}
 	last := len(inv.Nodes) - 1
 	assert.Equal(t, len(inv.Nodes), strings.Count(p.limactl(t, "list", "--format", "{{.Name}} {{.Status}}"), "Running"), "a person sees them with limactl list")
+	p.holdsImage(t, inv)
 
 	t.Run("the written file starts elsewhere", func(t *testing.T) {
 		p.needBoots(t)
@@ -86,6 +87,7 @@ func (p place) machines(t *testing.T) {
 		for name, m := range p.states(t) {
 			assert.NotEqual(t, "running", m.State, name)
 		}
+		p.holdsImage(t, inv)
 		back, _ := p.up(t, "memory=1152MiB", "disk=21GiB")
 		assert.Equal(t, incarnations(inv), incarnations(back), "they come back with the disks they had")
 		for name, m := range p.states(t) {
@@ -107,6 +109,15 @@ func (p place) machines(t *testing.T) {
 		assert.NotEqual(t, "running", p.states(t)[gone].State)
 		p.mend(t, inv, map[string]string{gone: ""})
 	})
+}
+
+// holdsImage: the image that machines' disks lie over is not removed, be they running or not.
+func (p place) holdsImage(t *testing.T, inv bed.Inventory) {
+	var names []string
+	for _, n := range inv.Nodes {
+		names = append(names, n.Name)
+	}
+	p.fails(t, 3, []string{"image", "remove", inv.ImageDigest}, append(names, "bed destroy")...)
 }
 
 // needBoots skips what boots emulated machines once more, which CI's time does not hold.

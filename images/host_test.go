@@ -147,6 +147,24 @@ func TestRemoveRefusesWhatNodesRunOn(t *testing.T) {
 	assert.NoDirExists(t, img.Path)
 }
 
+// What a stopped machine holds lies over an image's disk, which no process has open then.
+func TestRemoveRefusesWhatIsUnderAStoppedMachine(t *testing.T) {
+	s := fakeStore(t)
+	img, err := s.Build(t.Context(), request)
+	require.NoError(t, err)
+	s.Over = func(path string) []string {
+		assert.Equal(t, filepath.Join(s.dir, img.Key, "vm/disk.qcow2"), path)
+		return []string{"x-01", "x-02"}
+	}
+	err = s.Remove(t.Context(), img.Digest)
+	require.ErrorIs(t, err, ErrInUse)
+	assert.ErrorContains(t, err, "x-01, x-02")
+	assert.DirExists(t, img.Path)
+	s.Over = func(string) []string { return nil }
+	require.NoError(t, s.Remove(t.Context(), img.Digest))
+	assert.NoDirExists(t, img.Path)
+}
+
 func TestLowerLayers(t *testing.T) {
 	for _, c := range []struct {
 		line, point string

@@ -49,8 +49,8 @@ var ErrNotFound = errors.New("no such image")
 // errDamaged says that an image's manifest does not read.
 var errDamaged = errors.New("damaged image")
 
-// ErrInUse says that nodes run on the image.
-var ErrInUse = errors.New("nodes run on it")
+// ErrInUse says that nodes run on the image, or are stopped with what they hold over its disk.
+var ErrInUse = errors.New("there are nodes on it")
 
 // Definition is a distribution an image can be made from.
 type Definition struct {
@@ -254,6 +254,8 @@ type Store struct {
 	Mirror string
 	// Elsewhere, if set, bakes VM images where this host cannot: without mmdebstrap or root, as on macOS.
 	Elsewhere Elsewhere
+	// Over, if set, names the machines whose disk lies over the one at path, also those that are not running.
+	Over func(path string) []string
 
 	dir  string
 	bake func(ctx context.Context, b *bakery) error // a test's stand-in
@@ -353,7 +355,11 @@ func (s *Store) remove(key string) error {
 	if err != nil {
 		return err
 	}
-	nodes = append(nodes, holdersOf(filepath.Join(s.dir, key, string(bed.VM), bed.DiskFile))...)
+	disk := filepath.Join(s.dir, key, string(bed.VM), bed.DiskFile)
+	if s.Over != nil {
+		nodes = append(nodes, s.Over(disk)...)
+	}
+	nodes = append(nodes, holdersOf(disk)...)
 	if len(nodes) > 0 {
 		return fmt.Errorf("%w: %s; `bed sweep` lists the beds of this host; take that one down with `bed destroy -s STACK` or `bed sweep --delete --owner BED`",
 			ErrInUse, strings.Join(nodes, ", "))

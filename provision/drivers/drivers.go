@@ -92,7 +92,7 @@ func debugLog() *slog.Logger {
 // bakeMemory is what a virtual machine that bakes needs: compilers are at work in it.
 const bakeMemory = 4 * bed.GiB
 
-// Images opens the store of images in dir, or the default one when dir is empty. On hosts that cannot bake VM images, virtual machines
+// Images opens the store of images in dir, or the default one when dir is empty, which keeps those that virtual machines are on. On hosts that cannot bake VM images, virtual machines
 // do it.
 func Images(dir string) (*images.Store, error) {
 	store, err := images.Open(dir)
@@ -103,7 +103,9 @@ func Images(dir string) (*images.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	store.Elsewhere = lima.Baker{Driver: lima.New(root), Store: store, Command: linuxBed(), CPUs: runtime.NumCPU(), Memory: bakeMemory}.Bake
+	machines := lima.New(root)
+	store.Over = machines.Over
+	store.Elsewhere = lima.Baker{Driver: machines, Store: store, Command: linuxBed(), CPUs: runtime.NumCPU(), Memory: bakeMemory}.Bake
 	return store, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/bedfellow/bedfellow/pkg/bed"
 )
 
 // SetAccount names the user that Lima runs as for root.
@@ -33,6 +35,12 @@ func Processes(home, node string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// ReadDisk is what a disk's header says.
+func ReadDisk(path string) (size bed.Size, base string, err error) {
+	d, err := readDisk(path)
+	return d.size, d.base, err
 }
 
 // Said runs limactl in a LIMA_HOME and returns what it said and its status.

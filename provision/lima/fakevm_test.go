@@ -99,14 +99,18 @@ func fakeQEMUImg(args []string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(args[i+2], qcow2(size), 0o644)
+	return os.WriteFile(args[i+2], qcow2(size, args[i+1]), 0o644)
 }
 
-func qcow2(size uint64) []byte {
+func qcow2(size uint64, backing string) []byte {
 	header := make([]byte, 104)
 	copy(header, "QFI\xfb\x00\x00\x00\x03")
+	if backing != "" {
+		binary.BigEndian.PutUint64(header[8:], uint64(len(header)))
+		binary.BigEndian.PutUint32(header[16:], uint32(len(backing)))
+	}
 	binary.BigEndian.PutUint64(header[24:], size)
-	return header
+	return append(header, backing...)
 }
 
 func fakeSSH([]string) error {

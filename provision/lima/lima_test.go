@@ -58,7 +58,7 @@ func newFakeHost(t *testing.T) fakeHost {
 	}
 	require.NoError(t, link(h.bin))
 	for name, data := range map[string][]byte{
-		bed.DiskFile: qcow2(3 << 30), bed.KernelFile: []byte("kernel"), bed.InitrdFile: []byte("initrd"), bed.CmdlineFile: []byte("console=ttyS0"),
+		bed.DiskFile: qcow2(3<<30, ""), bed.KernelFile: []byte("kernel"), bed.InitrdFile: []byte("initrd"), bed.CmdlineFile: []byte("console=ttyS0"),
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(h.image, name), data, 0o644))
 	}
@@ -428,6 +428,47 @@ func TestForeignInstance(t *testing.T) {
 	assert.NoDirExists(t, filepath.Join(h.home(), "_bed"))
 }
 
+// An image's disk is under what a machine holds, be it running or stopped, and is so no longer once the machine is gone.
+func TestOver(t *testing.T) {
+	h := newFakeHost(t)
+	other := filepath.Join(t.TempDir(), "disk.qcow2")
+	require.NoError(t, os.WriteFile(other, qcow2(1<<30, ""), 0o644))
+	disk := filepath.Join(h.image, bed.DiskFile)
+	assert.Empty(t, h.driver().Over(disk))
+	_, err := h.driver().Create(t.Context(), h.machine(t, 0))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"conf-01"}, h.driver().Over(disk))
+	killNamed(t, h.home(), "conf-01", "qemu-system")
+	assert.Equal(t, []string{"conf-01"}, h.driver().Over(disk))
+	assert.Empty(t, h.driver().Over(other))
+	require.NoError(t, h.driver().Delete(t.Context(), "conf-01"))
+	assert.Empty(t, h.driver().Over(disk))
+}
+
+// Headers as qemu-img writes them.
+func TestReadDisk(t *testing.T) {
+	if _, err := exec.LookPath("qemu-img"); err != nil {
+		hosttest.Lacks(t, "qemu-img")
+	}
+	dir := t.TempDir()
+	base, over := filepath.Join(dir, "a base"), filepath.Join(dir, "over")
+	for _, args := range [][]string{{base, "3G"}, {"-F", "qcow2", "-b", base, over, "5G"}} {
+		out, err := exec.Command("qemu-img", append([]string{"create", "-q", "-f", "qcow2"}, args...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	for path, want := range map[string]string{base: "", over: base} {
+		_, got, err := lima.ReadDisk(path)
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+	}
+	size, _, err := lima.ReadDisk(over)
+	require.NoError(t, err)
+	assert.Equal(t, 5*bed.GiB, size)
+	require.NoError(t, os.Truncate(over, 64))
+	_, _, err = lima.ReadDisk(over)
+	assert.ErrorContains(t, err, "what it is an overlay on")
+}
+
 // Two beds of one account have nothing to do with each other.
 func TestTwoBeds(t *testing.T) {
 	h := newFakeHost(t)
@@ -450,7 +491,7 @@ func TestTruncatedImage(t *testing.T) {
 	h := newFakeHost(t)
 	require.NoError(t, os.Truncate(filepath.Join(h.image, bed.DiskFile), 10))
 	_, err := h.driver().Create(t.Context(), h.machine(t, 0))
-	require.ErrorContains(t, err, "no qcow2 image")
+	require.ErrorContains(t, err, "no qcow2 disk")
 	require.ErrorContains(t, err, "bed image verify")
 	h.clean(t)
 }

@@ -87,20 +87,54 @@ func diskSize(m provision.Machine) (bed.Size, error) {
 	return m.Disk, nil
 }
 
-// imageSize reads from an image's header how large its disk is for a guest, in whole MiB.
+// imageSize is how large an image's disk is for a guest, in whole MiB.
 func imageSize(image string) (bed.Size, error) {
-	path := filepath.Join(image, bed.DiskFile)
+	d, err := readDisk(filepath.Join(image, bed.DiskFile))
+	if err != nil {
+		return 0, fmt.Errorf("the image: %w; `bed image verify` tells whether it is whole", err)
+	}
+	return (d.size + bed.MiB - 1) / bed.MiB * bed.MiB, nil
+}
+
+// disk is what the header of a qcow2 file says. https://www.qemu.org/docs/master/interop/qcow2.html
+type disk struct {
+	size bed.Size // for a guest
+	base string   // what it is an overlay on, or empty
+}
+
+func readDisk(path string) (disk, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, fmt.Errorf("the image has no disk: %w", err)
+		return disk{}, err
 	}
 	defer f.Close()
 	header := make([]byte, 32)
 	if _, err := f.ReadAt(header, 0); err != nil || string(header[:4]) != "QFI\xfb" {
-		return 0, fmt.Errorf("%s is no qcow2 image (%d bytes read: %v); `bed image verify` tells whether it is whole", path, len(header), err)
+		return disk{}, fmt.Errorf("%s is no qcow2 disk (%v)", path, err)
 	}
-	size := bed.Size(binary.BigEndian.Uint64(header[24:]))
-	return (size + bed.MiB - 1) / bed.MiB * bed.MiB, nil
+	base := make([]byte, min(binary.BigEndian.Uint32(header[16:]), 1023))
+	if _, err := f.ReadAt(base, int64(binary.BigEndian.Uint64(header[8:]))); err != nil {
+		return disk{}, fmt.Errorf("read of %s what it is an overlay on: %w", path, err)
+	}
+	return disk{bed.Size(binary.BigEndian.Uint64(header[24:])), string(base)}, nil
+}
+
+// Over names the nodes, running or not, whose disk is an overlay on the one at path: they are lost with it.
+func (d *Driver) Over(path string) (over []string) {
+	for _, b := range d.beds() {
+		for _, n := range subdirectories(d.home(b)) {
+			if own, err := readDisk(filepath.Join(instance(d.home(b), n), "disk")); err == nil && sameFile(own.base, path) {
+				over = append(over, n)
+			}
+		}
+	}
+	return over
+}
+
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	other, errOther := os.Stat(b)
+	return errOne == nil && errOther == nil && os.SameFile(one, other)
 }
 
 // cmdlineFile of an instance is what QEMU gets, whatever lima.yaml says once there is a disk.
