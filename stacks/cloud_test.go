@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -45,12 +46,36 @@ func TestWhoMayLogIn(t *testing.T) {
 	assert.ErrorContains(t, err, "sshFrom=CIDR")
 }
 
-// Two hosts with a clone in the same folder are two owners in one account.
+// Two hosts with a clone in the same folder are two owners in one account, or at one engine.
 func TestTheStateOfACloudsBedSaysWhoseFileItIs(t *testing.T) {
 	host, err := os.Hostname()
 	require.NoError(t, err)
-	assert.Equal(t, "file://"+host+"/root/.bed/state#aws", stacks.CloudState("file:///root/.bed/state#aws"))
-	assert.Equal(t, "s3://states#aws", stacks.CloudState("s3://states#aws"))
+	for _, driver := range []string{"aws", "openstack", "ovirt"} {
+		marked := stacks.MarkedState(driver, "file:///root/.bed/state#aws")
+		assert.Regexp(t, "^file://"+regexp.QuoteMeta(host)+"(-[0-9a-f]{8})?/root/.bed/state#aws$", marked)
+		assert.NotContains(t, marked, machineID(), "it is no secret, and not to be handed around")
+		assert.Equal(t, "s3://states#aws", stacks.MarkedState(driver, "s3://states#aws"))
+	}
+	assert.Equal(t, "file:///root/.bed/state#aws", stacks.MarkedState("nspawn", "file:///root/.bed/state#aws"))
+}
+
+func machineID() string {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil || len(id) == 0 {
+		return "there is none"
+	}
+	return strings.TrimSpace(string(id))
+}
+
+// What one URL means in each home and folder is told apart.
+func TestAbsoluteState(t *testing.T) {
+	t.Setenv("HOME", "/home/somebody")
+	for url, want := range map[string]string{
+		"file://~": "file:///home/somebody", "file://~/states": "file:///home/somebody/states", "file://./state": "file:///clone/state", "file://state": "file:///clone/state",
+		"file:///state": "file:///state", "s3://states": "s3://states", "https://api.pulumi.com": "https://api.pulumi.com",
+	} {
+		assert.Equal(t, want, stacks.AbsoluteState(url, "/clone"))
+	}
 }
 
 func TestAMarkThatNoCloudTakesIsRefused(t *testing.T) {

@@ -174,7 +174,7 @@ var untagged = []string{
 
 // policy is what holds for every bed in a cloud, whatever it was asked for.
 func (f *fakeClouds) policy(t require.TestingT, nodes int) {
-	owner := provision.Owner{ID: "life1", State: stacks.CloudState("file:///state#cloud")}
+	owner := provision.Owner{ID: "life1", State: stacks.MarkedState("aws", "file:///state#cloud")}
 	for _, m := range f.graph {
 		at := m.kind + " " + m.name
 		cloud := strings.HasPrefix(m.kind, "aws:") || strings.HasPrefix(m.kind, "openstack:")

@@ -2,6 +2,9 @@
 package stacks
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -79,29 +82,41 @@ func program(ctx *pulumi.Context, state string) error {
 // OwnerState is the state in the mark of a stack's beds: two stacks of one state are two owners.
 func OwnerState(url, stack string) string { return url + "#" + stack }
 
-// CloudState is the state in the mark of a bed in a cloud, which other hosts mark things in too: a file is one host's.
-func CloudState(state string) string {
-	path, local := strings.CutPrefix(state, "file:///")
-	if !local {
-		return state
-	}
+// MarkedState is the state in the mark of a driver's beds. In an engine or a cloud other hosts mark things too, and a file is one host's: its name is
+// in the mark, and of hosts of one name, as runners of one image are, what systemd calls the machine's id, which machine-id(5) has hashed.
+func MarkedState(driver, state string) string {
+	path, local := strings.CutPrefix(state, "file://")
 	host, err := os.Hostname()
-	if err != nil {
+	if !local || err != nil || !clouds.Is(driver) && driver != "ovirt" {
 		return state
 	}
-	return "file://" + host + "/" + path
+	if id, err := os.ReadFile("/etc/machine-id"); err == nil {
+		sum := sha256.Sum256(append([]byte("bedfellow "), bytes.TrimSpace(id)...))
+		host += "-" + hex.EncodeToString(sum[:4])
+	}
+	return "file://" + host + path
+}
+
+// AbsoluteState is the URL of a state that is a file, as Pulumi takes it in a folder: of ~ and of what is relative many hosts and folders have one.
+func AbsoluteState(url, dir string) string {
+	path, local := strings.CutPrefix(url, "file://")
+	home, err := os.UserHomeDir()
+	switch {
+	case !local || filepath.IsAbs(path):
+		return url
+	case (path == "~" || strings.HasPrefix(path, "~/")) && err == nil:
+		return "file://" + filepath.Join(home, path[1:])
+	}
+	return "file://" + filepath.Join(dir, path)
 }
 
 // Args asks for what the spec says.
 func Args(s bed.Spec, state string) BedArgs {
 	args := BedArgs{
 		Name: s.Name, Driver: s.Driver, Image: s.Image, WorkloadManager: s.WorkloadManager, Network: s.Network, Slow: s.Profile == "slow",
-		State: state,
+		State: MarkedState(s.Driver, state),
 	}
 	args.Settings = s.Settings
-	if clouds.Is(s.Driver) {
-		args.State = CloudState(state)
-	}
 	if s.Driver == "ovirt" {
 		_, args.Settings = ovirt.Split(s.Settings) // who one is at an engine, secrets among it, is in no state
 	}
@@ -181,8 +196,12 @@ func configuredValues(ctx *pulumi.Context) (map[string]string, error) {
 
 // stateURL finds where Pulumi keeps this state, as the CLI does: the environment first, then the backend last logged in to.
 func stateURL() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
 	if url := os.Getenv("PULUMI_BACKEND_URL"); url != "" {
-		return url, nil
+		return AbsoluteState(url, dir), nil
 	}
 	home := os.Getenv("PULUMI_HOME")
 	if home == "" {
@@ -200,5 +219,5 @@ func stateURL() (string, error) {
 	if err := json.Unmarshal(data, &credentials); err != nil || credentials.Current == "" {
 		return "", fmt.Errorf("find Pulumi's state: %s names no current backend; set PULUMI_BACKEND_URL or run `pulumi login`", filepath.Join(home, "credentials.json"))
 	}
-	return credentials.Current, nil
+	return AbsoluteState(credentials.Current, dir), nil
 }

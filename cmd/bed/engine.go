@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -61,6 +62,9 @@ func (a *app) preview() *cobra.Command {
 			}
 			diff, err := w.Preview(c.Context())
 			if err != nil {
+				if estimate != nil && a.output == "json" {
+					err = errors.Join(err, a.print(result, nil))
+				}
 				return err
 			}
 			result["changes"] = diff

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -152,6 +153,13 @@ func TestEstimate(t *testing.T) {
 	assert.Equal(t, 3, code, stderr)
 	assert.Contains(t, stdout, "33 × hpc7g.4xlarge on aws: in all 528 CPUs, 4224 GiB of memory, 3300 GiB of disk, public addresses: 33; meant to live 14 h\nabout 56.")
 	assert.Contains(t, stderr, "make tools DRIVER=aws")
+	code, stdout, stderr = call(t, dir, nil, "preview", "-s", "aws-hpc7g", "-o", "json")
+	assert.Equal(t, 3, code, stderr)
+	var said struct {
+		Estimate struct{ Instances int }
+	}
+	require.NoError(t, json.Unmarshal([]byte(stdout), &said))
+	assert.Equal(t, 33, said.Estimate.Instances)
 	code, stdout, stderr = call(t, dir, nil, "preview", "-s", "aws-hpc7g", "--prices", "none.json")
 	assert.Equal(t, 2, code, stderr)
 	assert.Empty(t, stdout)

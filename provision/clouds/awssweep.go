@@ -66,7 +66,51 @@ func (a *awsCloud) things(ctx context.Context) ([]thing, error) {
 			found[i].tags = Tags(provision.Owner{Bed: found[of].tags[TagBed], ID: found[of].tags[TagID], State: unescape(found[of].tags[TagState])}, time.Time{})
 		}
 	}
-	return slices.DeleteFunc(found, func(t thing) bool { return t.tags[TagBed] == "" }), err
+	if err != nil {
+		return nil, err
+	}
+	found = slices.DeleteFunc(found, func(t thing) bool { return t.tags[TagBed] == "" })
+	for _, t := range found { // what is kept is an image: what has not become one is nobody's
+		if t.kind == importTask || t.kind == "snapshot" && !slices.ContainsFunc(found, func(i thing) bool {
+			return i.kind == "image" && i.tags[TagKeep] != "" && i.tags[TagID] == t.tags[TagID] && i.tags[TagDigest] == t.tags[TagDigest]
+		}) {
+			delete(t.tags, TagKeep)
+		}
+	}
+	return a.withoutEndedImports(ctx, found)
+}
+
+// withoutEndedImports leaves out the imports of which nothing is left, or a snapshot that has a mark of its own: EC2 shows them long after.
+func (a *awsCloud) withoutEndedImports(ctx context.Context, found []thing) ([]thing, error) {
+	if !slices.ContainsFunc(found, func(t thing) bool { return t.kind == importTask }) {
+		return found, nil
+	}
+	var alive []string
+	pages := ec2.NewDescribeImportSnapshotTasksPaginator(a.ec2, &ec2.DescribeImportSnapshotTasksInput{})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list imports of snapshots: %w", plainly(err))
+		}
+		for _, task := range page.ImportSnapshotTasks {
+			d := task.SnapshotTaskDetail
+			if d == nil {
+				continue
+			}
+			left := aws.ToString(d.Status) == "active"
+			if made := aws.ToString(d.SnapshotId); made != "" && !slices.ContainsFunc(found, func(t thing) bool { return t.kind == "snapshot" && t.id == made }) {
+				there, err := a.ec2.DescribeSnapshots(ctx, &ec2.DescribeSnapshotsInput{OwnerIds: []string{"self"}, Filters: []types.Filter{filter("snapshot-id", made)}})
+				if err != nil {
+					return nil, fmt.Errorf("look for snapshot %s: %w", made, plainly(err))
+				}
+				left = len(there.Snapshots) > 0
+			}
+			if left {
+				alive = append(alive, aws.ToString(task.ImportTaskId))
+			}
+		}
+	}
+	return slices.DeleteFunc(found, func(t thing) bool { return t.kind == importTask && !slices.Contains(alive, t.id) }), nil
 }
 
 func (a *awsCloud) buckets(ctx context.Context) (found []thing, err error) {
@@ -133,7 +177,7 @@ func code(err error) string {
 	return ""
 }
 
-// importTask is the making of a snapshot of a file. EC2 shows it long after.
+// importTask is the making of a snapshot of a file.
 const importTask = "import-snapshot-task"
 
 // Owners lists the marks of all beds of which something is there. What is kept after its bed makes no bed.
@@ -141,18 +185,18 @@ func (a *awsCloud) Owners(ctx context.Context) ([]provision.Owner, error) {
 	found, err := a.things(ctx)
 	var owners []provision.Owner
 	for _, t := range found {
-		if o, _, ok := OwnerOf(t.tags); ok && t.tags[TagKeep] == "" && t.kind != importTask && !slices.Contains(owners, o) {
+		if o, _, ok := OwnerOf(t.tags); ok && t.tags[TagKeep] == "" && !slices.Contains(owners, o) {
 			owners = append(owners, o)
 		}
 	}
 	return owners, err
 }
 
-// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all: zero is never, or nothing of it is there.
+// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all that is not kept: zero is never, or nothing of it is there.
 func (a *awsCloud) Expires(ctx context.Context, owner provision.Owner) (expires time.Time, err error) {
 	found, err := a.things(ctx)
 	for _, t := range found {
-		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && at.After(expires) {
+		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && t.tags[TagKeep] == "" && at.After(expires) {
 			expires = at
 		}
 	}

@@ -99,7 +99,17 @@ func TestEstimateOfTheAuthorsBed(t *testing.T) {
 	assert.Equal(t, 3300.0, e.DiskGiB)
 	assert.InDelta(t, 56, e.PerHour, 0.6)
 	assert.InDelta(t, 10*e.PerHour, e.Total, 1e-9)
-	assert.Regexp(t, regexp.MustCompile(`^33 × hpc7g\.4xlarge on aws: in all 528 CPUs, 4224 GiB of memory, 3300 GiB of disk, public addresses: 33; meant to live 10 h\nabout 56\.\d\d USD an hour, 56\d\.\d\d USD until it expires`), e.String())
+	assert.Regexp(t, regexp.MustCompile(`^33 × hpc7g\.4xlarge on aws: in all 528 CPUs, 4224 GiB of memory, 3300 GiB of disk, public addresses: 33; meant to live 10 h\nabout 56\.\d\d USD an hour, 56\d\.\d\d USD until it expires \(prices of \d{4}-\d\d in us-east-1, traffic not included\)$`), e.String())
+}
+
+// A flavor's disk is in no list: what nobody asked for is not counted.
+func TestEstimateOfFlavors(t *testing.T) {
+	prices, err := clouds.ReadPrices("")
+	require.NoError(t, err)
+	for disk, says := range map[bed.Size]string{0: "GiB of memory, the flavors' own disks, public", 20 * bed.GiB: "GiB of memory, 40 GiB of disk, public"} {
+		spec := bed.Spec{Driver: "openstack", Pools: []bed.Pool{{Nodes: 2, CPUs: 4, Memory: 8 * bed.GiB, Disk: disk}}, Settings: map[string]string{"flavor": "m3.quad"}}
+		assert.Contains(t, clouds.EstimateOf(spec, prices).String(), says)
+	}
 }
 
 func TestEstimateSaysWhereThereIsNoPrice(t *testing.T) {

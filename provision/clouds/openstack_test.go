@@ -66,9 +66,7 @@ func TestOpenStackSweepLeavesWhatIsKept(t *testing.T) {
 	hurried(t, time.Minute)
 	f := newFakeOpenStack(t)
 	f.bed(Tags(ours, expires), "our", 1, true)
-	f.add("volumes",
-		object{"id": "left", "metadata": Tags(ours, expires), "volume_image_metadata": object{}},
-		object{"id": "somebody's", "metadata": object{}, "volume_image_metadata": object{}})
+	f.add("volumes", object{"id": "somebody's", "volume_image_metadata": object{}})
 	c := opened(t).(*openStackCloud)
 	kept, err := c.KeptImages(t.Context())
 	require.NoError(t, err)
@@ -112,17 +110,42 @@ func TestOpenStackSweepOfAHalfMadeBed(t *testing.T) {
 	f.add("routers", object{"id": "router", "description": mark, "tags": []string{}})
 	f.add("floatingips", object{"id": "floating", "description": mark, "tags": []string{}})
 	f.add("images", object{"id": "image", "name": "i", "status": "queued", "visibility": "private", "tags": Words(Tags(ours, expires))})
-	f.add("volumes", object{"id": "volume", "metadata": Tags(ours, expires), "volume_image_metadata": object{"image_id": "image"}}) // its server is not there
+	f.add("volumes", // Nova's, whose server is not there; and somebody's
+		object{"id": "volume", "volume_image_metadata": object{"image_id": "image"}},
+		object{"id": "somebody's", "volume_image_metadata": object{"image_id": "another"}},
+		object{"id": "empty", "volume_image_metadata": object{}})
 	f.add("servers", object{"id": "server", "status": "ERROR", "metadata": Tags(ours, expires), "fault": object{"message": "No valid host was found."}})
 	require.NoError(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours))
-	assert.Empty(t, f.ids())
+	assert.Equal(t, []string{"empty", "somebody's"}, f.ids())
+}
+
+// A volume that somebody has given a name or a server is theirs, be it of the bed's image: the sweep says what keeps that.
+func TestOpenStackSweepLeavesNamedVolumes(t *testing.T) {
+	hurried(t, 50*time.Millisecond)
+	f := newFakeOpenStack(t)
+	f.add("images", object{"id": "image", "name": "i", "status": "active", "visibility": "private", "tags": Words(Tags(ours, expires))})
+	f.add("volumes",
+		object{"id": "named", "name": "results", "volume_image_metadata": object{"image_id": "image"}},
+		object{"id": "attached", "attachments": []object{{"server_id": "elsewhere"}}, "volume_image_metadata": object{"image_id": "image"}})
+	require.ErrorContains(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours), "remove image image: it took more than 50ms")
+	assert.Equal(t, []string{"attached", "image", "named"}, f.ids())
+}
+
+// What is kept has no say in when the bed that stands is over.
+func TestOpenStackExpires(t *testing.T) {
+	f := newFakeOpenStack(t)
+	f.bed(Tags(ours, expires), "our", 1, false)
+	f.add("images", object{"id": "kept", "name": "i", "status": "active", "visibility": "private", "tags": append(Words(Tags(ours, expires.Add(72*time.Hour))), TagKeep+"=true")})
+	at, err := opened(t).(*openStackCloud).Expires(t.Context(), ours)
+	require.NoError(t, err)
+	assert.True(t, expires.Equal(at), at)
 }
 
 func TestOpenStackSweepWaitsForWhatHoldsThings(t *testing.T) {
 	hurried(t, time.Minute)
 	f := newFakeOpenStack(t)
 	f.bed(Tags(ours, expires), "our", 1, false)
-	f.add("volumes", object{"id": "our-volume", "metadata": Tags(ours, expires), "volume_image_metadata": object{}})
+	f.add("volumes", object{"id": "our-volume", "volume_image_metadata": object{"image_id": "our-image"}})
 	f.held = map[string]int{"our-volume": 2, "our-server0": 2, "our-floating": 3, "our-router": 4, "our-network": 2, "our-group": 5, "our-image": 1}
 	require.NoError(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours))
 	assert.Empty(t, f.ids())

@@ -334,6 +334,6 @@ func (f *fakeOpenStack) bed(mark map[string]string, id string, nodes int, keep b
 		port(fmt.Sprintf("-port%d", i), "compute:nova", server, []string{id + "-group"}, text)
 		f.add("servers", object{"id": server, "name": tags[TagNode], "status": "ACTIVE", "metadata": tags, "addresses": object{"n": addresses}, "image": "",
 			"os-extended-volumes:volumes_attached": []object{{"id": server + "-volume"}}})
-		f.add("volumes", object{"id": server + "-volume", "server": server, "metadata": object{}, "volume_image_metadata": object{"image_id": id + "-image"}})
+		f.add("volumes", object{"id": server + "-volume", "server": server, "attachments": []object{{"server_id": server}}, "volume_image_metadata": object{"image_id": id + "-image"}})
 	}
 }

@@ -89,10 +89,6 @@ func (in *openStack) things(ctx context.Context) (found []thing, err error) {
 		list(kindImage, images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate}), images.ExtractImages,
 			func(i images.Image) (string, map[string]string) { return i.ID, pairs(i.Tags) }),
 	}
-	if in.volume != nil {
-		lists = append(lists, list(kindVolume, volumes.List(in.volume, volumes.ListOpts{}), volumes.ExtractVolumes,
-			func(v volumes.Volume) (string, map[string]string) { return v.ID, v.Metadata }))
-	}
 	for _, list := range lists {
 		some, err := list(ctx)
 		if err != nil {
@@ -101,6 +97,24 @@ func (in *openStack) things(ctx context.Context) (found []thing, err error) {
 		found = append(found, some...)
 	}
 	return found, nil
+}
+
+// volumesLeft are the volumes that Nova made of a bed's image for servers and that no server has: it gives them neither a name nor anything of ours.
+// Of one that is made of an image which is kept, or which is not the bed's, nobody can tell whose it is.
+func (in *openStack) volumesLeft(ctx context.Context, found []thing) (left []thing, err error) {
+	if in.volume == nil {
+		return nil, nil
+	}
+	there, err := all(ctx, kindVolume+"s", volumes.List(in.volume, volumes.ListOpts{}), volumes.ExtractVolumes)
+	for _, v := range there {
+		i := slices.IndexFunc(found, func(t thing) bool {
+			return t.kind == kindImage && t.id == v.VolumeImageMetadata["image_id"] && t.tags[TagKeep] == ""
+		})
+		if i >= 0 && v.Name == "" && len(v.Attachments) == 0 {
+			left = append(left, thing{kind: kindVolume, id: v.ID})
+		}
+	}
+	return left, err
 }
 
 // Owners lists the marks of all beds of which something is there. What is kept after its bed makes no bed.
@@ -119,7 +133,7 @@ func (o *openStackCloud) Owners(ctx context.Context) ([]provision.Owner, error) 
 	return owners, err
 }
 
-// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all: zero is never, or nothing of it is there.
+// Expires is when the time of the owner's bed is over, in whichever life, for a sweep removes all that is not kept: zero is never, or nothing of it is there.
 func (o *openStackCloud) Expires(ctx context.Context, owner provision.Owner) (expires time.Time, err error) {
 	in, err := o.login(ctx)
 	if err != nil {
@@ -127,7 +141,7 @@ func (o *openStackCloud) Expires(ctx context.Context, owner provision.Owner) (ex
 	}
 	found, err := in.things(ctx)
 	for _, t := range found {
-		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && at.After(expires) {
+		if o, at, _ := OwnerOf(t.tags); o.Same(owner) && t.tags[TagKeep] == "" && at.After(expires) {
 			expires = at
 		}
 	}
@@ -163,6 +177,11 @@ func (o *openStackCloud) Sweep(ctx context.Context, owner provision.Owner) error
 	if err := in.end(ctx, slices.DeleteFunc(slices.Clone(found), func(t thing) bool { return t.kind != kindServer })); err != nil {
 		return err
 	}
+	left, err := in.volumesLeft(ctx, found)
+	if err != nil {
+		return err
+	}
+	found = append(found, left...)
 	for _, step := range in.removers() {
 		for _, t := range found {
 			if t.kind != step.kind {

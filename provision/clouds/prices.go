@@ -22,6 +22,7 @@ type Prices struct {
 // PriceList is one cloud's.
 type PriceList struct {
 	Source       string          `json:"source"`
+	Region       string          `json:"region,omitempty"` // whose prices these are, where they differ
 	Currency     string          `json:"currency"`
 	DiskGiBMonth float64         `json:"diskGiBMonth"` // of a GiB of a machine's disk
 	AddressHour  float64         `json:"addressHour"`  // of a public IPv4 address
@@ -90,7 +91,7 @@ func (p Prices) check() error {
 	return nil
 }
 
-// DefaultDisk is that of a node in a cloud whose configuration does not say.
+// DefaultDisk is that of a node on AWS whose configuration does not say. On OpenStack it is the flavor's, which no list has.
 const DefaultDisk = 40 * bed.GiB
 
 // Estimate is what a bed takes and costs.
@@ -111,6 +112,7 @@ type Estimate struct {
 	Total    float64 `json:"total"`
 	Date     string  `json:"date,omitempty"`
 	Source   string  `json:"source,omitempty"`
+	Region   string  `json:"region,omitempty"` // whose prices these are, where they differ
 }
 
 // Count is how many machines of a type there are.
@@ -141,7 +143,7 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 		e.VCPUs += n.CPUs
 		e.MemoryGiB += float64(n.Memory) / float64(bed.GiB)
 		disk := n.Disk
-		if disk == 0 {
+		if disk == 0 && spec.Driver == "aws" {
 			disk = DefaultDisk
 		}
 		e.DiskGiB += float64(disk) / float64(bed.GiB)
@@ -150,7 +152,7 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 		e.PerHour = 0
 		return e
 	}
-	e.Currency, e.Source = list.Currency, list.Source
+	e.Currency, e.Source, e.Region = list.Currency, list.Source, list.Region
 	e.PerHour += e.DiskGiB*list.DiskGiBMonth/monthHours + float64(e.Addresses)*list.AddressHour
 	e.Total = e.PerHour * e.Hours
 	return e
@@ -159,11 +161,15 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 // String says it for people.
 func (e Estimate) String() string {
 	var b strings.Builder
+	disks := "the flavors' own disks"
+	if e.DiskGiB > 0 {
+		disks = fmt.Sprintf("%g GiB of disk", e.DiskGiB)
+	}
 	var kinds, names []string
 	for _, c := range e.Types {
 		kinds, names = append(kinds, fmt.Sprintf("%d × %s", c.Instances, c.Type)), append(names, c.Type)
 	}
-	fmt.Fprintf(&b, "%s on %s: in all %d CPUs, %g GiB of memory, %g GiB of disk, public addresses: %d", strings.Join(kinds, ", "), e.Cloud, e.VCPUs, e.MemoryGiB, e.DiskGiB, e.Addresses)
+	fmt.Fprintf(&b, "%s on %s: in all %d CPUs, %g GiB of memory, %s, public addresses: %d", strings.Join(kinds, ", "), e.Cloud, e.VCPUs, e.MemoryGiB, disks, e.Addresses)
 	if e.Hours > 0 {
 		fmt.Fprintf(&b, "; meant to live %g h", e.Hours)
 	}
@@ -178,6 +184,10 @@ func (e Estimate) String() string {
 	if e.Spot {
 		b.WriteString(", on demand: spot costs less, by the market")
 	}
-	fmt.Fprintf(&b, " (prices of %s, traffic not included)", e.Date)
+	date := e.Date
+	if e.Region != "" {
+		date += " in " + e.Region
+	}
+	fmt.Fprintf(&b, " (prices of %s, traffic not included)", date)
 	return b.String()
 }

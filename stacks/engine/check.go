@@ -72,10 +72,7 @@ func checkDriver(ctx context.Context, spec bed.Spec) (provision.Driver, bed.Prob
 // foreign finds a bed of the name that belongs to another state.
 func (w *Workspace) foreign(ctx context.Context, d provision.Beds, name string) bed.Problems {
 	found, _ := d.List(ctx, name)
-	state := w.OwnerState()
-	if clouds.Is(d.Info().Name) {
-		state = stacks.CloudState(state)
-	}
+	state := stacks.MarkedState(d.Info().Name, w.OwnerState())
 	for _, st := range found {
 		if want := (provision.Owner{Bed: name, State: state}); st.Owner.State != "" && !st.Owner.Same(want) {
 			err := &provision.ForeignError{Have: st.Owner, Want: want}

@@ -73,5 +73,5 @@ func (w *Workspace) clearCloud(ctx context.Context, spec bed.Spec) error {
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("look for it in the cloud: %w", err)
 	}
-	return provider.ClearState(ctx, c, stacks.CloudState(w.OwnerState()))
+	return provider.ClearState(ctx, c, stacks.MarkedState(spec.Driver, w.OwnerState()))
 }

@@ -170,7 +170,7 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := provider.ClearState(ctx, d, w.OwnerState()); err != nil {
+		if err := provider.ClearState(ctx, d, stacks.MarkedState(name, w.OwnerState())); err != nil {
 			return fmt.Errorf("remove what is left of stack %s: %w", w.Stack, err)
 		}
 	}

@@ -100,7 +100,7 @@ func (w *Workspace) configFile() string { return w.dir("config", "Pulumi."+w.Sta
 // StateURL is where Pulumi keeps the state.
 func (w *Workspace) StateURL() string {
 	if url := os.Getenv("PULUMI_BACKEND_URL"); url != "" {
-		return url
+		return stacks.AbsoluteState(url, w.Root)
 	}
 	return "file://" + w.dir("state")
 }
@@ -113,7 +113,7 @@ func Knows(root, state string) bool {
 	configs, _ := filepath.Glob(filepath.Join(root, ".bed", "config", "Pulumi.*.yaml"))
 	for _, path := range configs {
 		stack := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "Pulumi."), ".yaml")
-		if own := (&Workspace{Root: root, Stack: stack}).OwnerState(); state == own || state == stacks.CloudState(own) {
+		if own := (&Workspace{Root: root, Stack: stack}).OwnerState(); state == own || state == stacks.MarkedState("aws", own) {
 			return true
 		}
 	}
