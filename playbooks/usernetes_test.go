@@ -1,12 +1,16 @@
 package playbooks_test
 
 import (
+	"bufio"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -54,4 +58,68 @@ func TestAJobsSubnetsAreWhereTheHostIsNot(t *testing.T) {
 	got, err := at([]string{"10.0.0.0/8"}, 0)
 	assert.Error(t, err)
 	assert.Contains(t, got, "this host's networks leave none of")
+}
+
+// Jobs that begin on a host at once do not take each other for what an ended one has left, however long one is between its folder and its lock.
+// Docker and systemd are fakes; all else is the script's.
+func TestJobsBeginAtOnce(t *testing.T) {
+	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/usernetes")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	bed, bin, usernetes := filepath.Join(dir, "bed"), filepath.Join(dir, "bin"), filepath.Join(dir, "usernetes")
+	require.NoError(t, os.MkdirAll(bed, 0o755))
+	require.NoError(t, os.MkdirAll(bin, 0o755))
+	flock, err := exec.LookPath("flock")
+	require.NoError(t, err)
+	for path, text := range map[string]string{
+		usernetes:                         strings.ReplaceAll(string(script), "/etc/bedfellow/usernetes", bed),
+		filepath.Join(bed, "node.env"):    "USERNETES_DEADLINE=60\nUSERNETES_INDEX=0\n",
+		filepath.Join(bin, "docker"):      "#!/bin/sh\n",
+		filepath.Join(bin, "systemctl"):   "#!/bin/sh\nexit 3\n",
+		filepath.Join(bin, "systemd-run"): "#!/bin/sh\nuntil [ \"$1\" = -- ]; do shift; done\nshift\nsetsid \"$@\" 7>&- 9>&- </dev/null >/dev/null 2>&1 &\n",
+		filepath.Join(bin, "flock"):       "#!/bin/sh\n[ \"$*\" != '-n 9' ] || sleep 0.3\nexec " + flock + " \"$@\"\n",
+	} {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o755))
+	}
+	command := func(instance string, args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), usernetes, args...)
+		cmd.Env = append(os.Environ(), "HOME="+dir, "PATH="+bin+":"+os.Getenv("PATH"), "USERNETES_INSTANCE="+instance)
+		return cmd
+	}
+	const jobs = 4
+	var all sync.WaitGroup
+	said := make([]string, jobs)
+	for i := range jobs {
+		all.Go(func() {
+			hold := command(fmt.Sprintf("job-%d", i), "hold", fmt.Sprint(i), "192.0.2.1", "60")
+			out, err := hold.StdoutPipe()
+			if !assert.NoError(t, err) {
+				return
+			}
+			var wrong strings.Builder
+			hold.Stderr = &wrong
+			if !assert.NoError(t, hold.Start()) {
+				return
+			}
+			t.Cleanup(func() { _ = hold.Wait() })
+			time.AfterFunc(20*time.Second, func() { _ = hold.Process.Kill() })
+			line, _ := bufio.NewReader(out).ReadString('\n')
+			said[i] = line + wrong.String()
+		})
+	}
+	all.Wait()
+	for i := range jobs {
+		assert.Equal(t, "held\n", said[i], "job %d", i)
+		assert.FileExists(t, filepath.Join(dir, fmt.Sprintf(".local/state/usernetes/job-%d/node.env", i)))
+	}
+	for i := range jobs {
+		all.Go(func() {
+			out, err := command(fmt.Sprintf("job-%d", i), "release").CombinedOutput()
+			assert.NoError(t, err, "%s", out)
+		})
+	}
+	all.Wait()
+	left, err := filepath.Glob(filepath.Join(dir, ".local/state/usernetes/*"))
+	require.NoError(t, err)
+	assert.Empty(t, left)
 }
