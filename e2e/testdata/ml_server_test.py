@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -158,6 +159,23 @@ class Service(unittest.TestCase):
             self.assertEqual((status, list(said)), (400, ["error"]), body)
         self.assertEqual(self.ask("GET", "/api/learn")[0], 405)
         self.assertEqual(self.ask("POST", "/api/metrics", {})[0], 405)
+        for method in "PUT", "DELETE", "PATCH", "OPTIONS":
+            status, said = self.ask(method, "/api/learn", good)
+            self.assertEqual((status, list(said)), (405, ["error"]), method)
+        inside = b'POST /api/learn HTTP/1.1\r\nContent-Length: 62\r\n\r\n{"id": "n", "features": {"x": 1, "y": 2, "z": 3}, "target": 4}'
+        for first, status in [
+            (b"GET /api/ HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inside), b"200"),  # of which it is the body
+            (b"GET /api/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(inside), b"200"),
+            (b"HEAD /api/ HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(inside), b"405"),
+            (b"GET /api/ HTTP/2.0\r\n\r\n", b"505"),
+        ]:
+            with socket.create_connection(("127.0.0.1", self.port), 10) as raw:
+                raw.sendall(first + inside)
+                said = b""
+                while part := raw.recv(1 << 16):
+                    said += part
+            self.assertEqual(said.split()[1], status, said)
+            self.assertEqual(said.count(b"HTTP/1.1"), 1, said)
         self.assertEqual(self.ask("GET", "/nothing")[0], 404)
         self.assertEqual(self.ask("GET", "/api/models/nobody")[0], 404)
         self.assertEqual(self.ask("POST", "/api/learn", None, {"Content-Length": "99999999"})[0], 413)

@@ -259,12 +259,20 @@ class Handler(BaseHTTPRequestHandler):
                     raise Refused(404, f"there is nothing at {self.path}; see /api/")
         except Refused as e:
             status, result = e.status, {"error": str(e)}
+        if method == "GET" and (self.headers.get("Content-Length", "0") != "0" or self.headers.get("Transfer-Encoding")):
+            self.close_connection = True  # its body would be taken for the next request
+        self.send(status, result)
+
+    def send(self, status, result):
         data = (json.dumps(result) + "\n").encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
         self.wfile.flush()
 
     def body(self):
@@ -285,6 +293,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.answer("POST")
+
+    def send_error(self, code, message=None, explain=None):
+        """Is what the library answers by itself: to what is no HTTP, and to methods that there are none of here."""
+        self.close_connection = True  # what follows in the request is not read
+        self.request_version = self.protocol_version  # that of what is no request is unknown, and gets no head
+        if code == 501:
+            code, message = 405, f"{self.path} is not for {self.command}"
+        self.send(code, {"error": message or self.responses[code][0]})
 
     def log_message(self, format, *args):
         pass  # one line for each request would be more than what is learned
