@@ -3,7 +3,8 @@
     client.py URL wait                              returns once the service answers
     client.py URL train ID X Y Z SECONDS            has it learn a simulation's time; without SECONDS the simulation failed
     client.py URL test ID X Y Z SECONDS             asks it for a prediction of that
-    client.py URL load USE N                        asks it to learn or predict (USE) N times, one after the other, and prints what each took
+    client.py URL load USE N [FILE]                 asks it to learn or predict (USE) N times, one after the other, and prints what each took;
+                                                    makes the file once it has answered
     client.py URL models                            prints all models, and how well they did as they learned
 
 A service that is away, as when its pod is made anew, is waited for. It learns a point of one ID once, however often it is told.
@@ -58,6 +59,8 @@ def main(url, what, *args):
         for n in range(int(args[1])):
             body = {"id": f"load-{n}", "features": features, "target": 1.0} if use == "learn" else {"features": features}
             latencies.append(ask(f"{url}/api/{use}", body)[1])
+            if n == 0 and len(args) > 2:
+                open(args[2], "w").close()
         print(json.dumps({"load": use, "seconds": time.perf_counter() - begin, "latencies": latencies}), flush=True)
         return
     identity, x, y, z, seconds = args

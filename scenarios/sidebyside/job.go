@@ -61,7 +61,12 @@ type Job struct {
 	Requests, BusyCells int
 	Ending              Ending
 	At                  string // the phase that Ending is at, unless it is Completed
+	// Told, if set, hears of each simulation once, from 0 on, as soon as the job tells of it.
+	Told func(s Said, i int) error
 }
+
+// LogName is what all that the job printed is called in the run's results.
+func (j Job) LogName() string { return j.Name + ".log" }
 
 // Ending is how a job is to end.
 type Ending string
@@ -139,8 +144,9 @@ func (r Ran) Took(name string) (time.Duration, bool) {
 }
 
 const (
-	podWait  = 15 * time.Minute // for the service's pod; an emulated node needs some of it
-	goneWait = 40 * time.Minute // for the nodes to have taken everything down; seconds, where CPUs are not emulated
+	podWait    = 15 * time.Minute // for the service's pod; an emulated node needs some of it
+	holdLonger = 10 * time.Minute // than the job's limit: its manager ends it, unless it is gone itself
+	goneWait   = 40 * time.Minute // for the nodes to have taken everything down; seconds, where CPUs are not emulated
 )
 
 // Run runs a job and waits until nothing of it is left on its nodes, however it ended. An error is that it could not be run or that something is
@@ -172,7 +178,7 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 		Name: j.Name, Output: path.Join(dir, "out"), Error: path.Join(dir, "err"), Script: jobScript,
 		Task: wlm.Task{Ranks: j.Ranks, Dir: lammps.Example, Env: map[string]string{
 			"dir": dir, "lmp": lammps.Binary, "input": path.Join(dir, "input"), "ranks": strconv.Itoa(j.Ranks), "ending": string(j.Ending), "stop_at": stop,
-			"requests": strconv.Itoa(j.Requests), "busy_cells": strconv.Itoa(j.BusyCells),
+			"limit": strconv.Itoa(int((j.Limit + holdLonger).Seconds())), "requests": strconv.Itoa(j.Requests), "busy_cells": strconv.Itoa(j.BusyCells),
 			"USERNETES_PATIENCE": strconv.Itoa(int(podWait.Seconds())),
 		}},
 		Request: wlm.Request{On: j.Nodes, Limit: j.Limit, Shared: j.Shared},
@@ -181,25 +187,37 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 		return r, err
 	}
 	step := progress.Start(ctx, "%s on %d nodes", j.Name, len(j.Nodes))
-	reading := &reader{phase: func(p Phase, said int) {
+	told := map[string]bool{} // simulations, by their points; nobody reads at once with another
+	tell := func(s Said) error {
+		if j.Told == nil || told[s.ID] {
+			return nil
+		}
+		told[s.ID] = true
+		return j.Told(s, len(told)-1)
+	}
+	reading := &reader{told: tell, phase: func(p Phase, said int) {
 		step.Update("%s", describe(p.Name, said, len(j.Points)))
 		if p.Name == j.At {
 			j.end(ctx, env, id, dir)
 		}
 	}}
 	var attached sync.WaitGroup
-	attached.Go(func() { _ = env.Manager.Attach(ctx, id, reading) }) // for the eye; all of it is read below
+	attached.Go(func() { _ = env.Manager.Attach(ctx, id, reading) }) // all of it is read below, if it can be
 	r.Outcome, err = env.Manager.Wait(ctx, id)
 	attached.Wait()
 	_ = step.End(err)
-	whole := &reader{phase: func(Phase, int) {}}
-	if errRead := j.read(context.WithoutCancel(ctx), env, &r, dir, whole); errRead != nil { // of a node that is gone, say: then this is all there is
-		err, whole = errors.Join(err, errRead), reading
+	whole := &reader{told: tell, phase: func(Phase, int) {}}
+	errRead := j.read(context.WithoutCancel(ctx), env, &r, dir, whole)
+	if errRead != nil || len(whole.said) < len(reading.said) || len(whole.phases) < len(reading.phases) { // of a node that is gone, say: then this is all there is
+		whole = reading
+		var errLog error
+		r.Log, errLog = env.Record.Log(j.LogName(), reading.all.Bytes())
+		err = errors.Join(err, errRead, errLog)
 	}
 	r.Phases, r.Said, r.Models, r.Loads, r.Beside = whole.phases, whole.said, whole.models, whole.loads, whole.beside
 	instance := cmp.Or(whole.instance, reading.instance)
 	if instance == "" && r.Outcome.Host != "" {
-		return r, errors.Join(err, whole.err, fmt.Errorf("job %s did not say what it has on its nodes %s: `bed ssh NODE -- usernetes instances` tells", id, strings.Join(j.Nodes, ", ")))
+		return r, errors.Join(err, whole.err, fmt.Errorf("job %s did not say what it has on its nodes %s: `bed ssh NODE -- sudo runuser -l %s -c 'usernetes instances'` tells", id, strings.Join(j.Nodes, ", "), env.Inventory.User))
 	}
 	return r, errors.Join(err, whole.err, gone(ctx, env, j.Nodes, instance))
 }
@@ -238,6 +256,8 @@ func (j Job) end(ctx context.Context, env *scenario.Env, id wlm.ID, dir string) 
 // reader takes in what a job prints, line by line.
 type reader struct {
 	phase    func(p Phase, said int)
+	told     func(Said) error
+	all      bytes.Buffer
 	rest     []byte
 	phases   []Phase
 	instance string // of Kubernetes
@@ -249,6 +269,7 @@ type reader struct {
 }
 
 func (r *reader) Write(data []byte) (int, error) {
+	r.all.Write(data)
 	r.rest = append(r.rest, data...)
 	for {
 		line, rest, whole := bytes.Cut(r.rest, []byte("\n"))
@@ -292,7 +313,7 @@ func (r *reader) line(line string) error {
 	}
 	r.said = append(r.said, s)
 	r.phase(Phase{"points", time.Time{}}, len(r.said))
-	return nil
+	return r.told(s)
 }
 
 // left prints what is left of an instance on a node.
@@ -319,7 +340,7 @@ func gone(ctx context.Context, env *scenario.Env, nodes []string, instance strin
 		}
 	}
 	if step.End(err) != nil {
-		return fmt.Errorf("what was to be gone: %w; `bed ssh NODE -- env USERNETES_INSTANCE=%s usernetes guard` takes it down", err, instance)
+		return fmt.Errorf("what was to be gone: %w; `bed ssh NODE -- sudo runuser -l %s -c 'USERNETES_INSTANCE=%s usernetes release'` takes it down", err, env.Inventory.User, instance)
 	}
 	return nil
 }
@@ -338,7 +359,7 @@ func (j Job) read(ctx context.Context, env *scenario.Env, r *Ran, dir string, to
 	if _, err := to.Write(printed.Stdout); err != nil {
 		return err
 	}
-	r.Log, err = env.Record.Log(j.Name+".log", append(printed.Stdout, printed.Stderr...))
+	r.Log, err = env.Record.Log(j.LogName(), append(printed.Stdout, printed.Stderr...))
 	return err
 }
 

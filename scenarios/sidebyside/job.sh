@@ -3,7 +3,7 @@
 # see `usernetes hold`. What it prints are lines of a time and a phase; a phase that begins is over when the next begins.
 #
 # $dir is a directory of the run's on every node, with the points to run, the client and the service's manifest; $lmp and $input are LAMMPS and its
-# input, $ranks how many to run it on. With $requests, a number, the service is asked so many at the end, and $busy_cells³ cells are simulated with
+# input, $ranks how many to run it on, $limit how many seconds nodes hold what they have for it at most. With $requests, a number, the service is asked so many at the end, and $busy_cells³ cells are simulated with
 # it idle and busy in turn. With $stop_at, a phase, the job fails there ($ending is failed) or stays there until it is ended.
 set -eu
 export USERNETES_INSTANCE=job-$job_number
@@ -33,7 +33,7 @@ phase holding "$USERNETES_INSTANCE"
 control=$(. /etc/bedfellow/usernetes/node.env && echo "$USERNETES_HOST")
 mkfifo "$dir/held"
 # One that cannot must say so: those that can stay, and with them what each is.
-each sh -c 'usernetes hold "$@" || echo failed' sh "$job_number" "$control" >"$dir/held" 2>"$dir/held.err" &
+each sh -c 'usernetes hold "$@" || echo failed' sh "$job_number" "$control" "$limit" >"$dir/held" 2>"$dir/held.err" &
 exec 3<"$dir/held"
 for host; do
 	read -r said <&3 && [ "$said" = held ] || {
@@ -102,10 +102,12 @@ for round in 1 2 3; do
 	simulate "idle-$round" "$busy_cells" "$busy_cells" "$busy_cells"
 	printf '{"beside": "idle", "seconds": %s}\n' "${seconds:-null}"
 	# The service is asked until the simulation is over.
-	python3 "$dir/client.py" "$url" load predict 1000000000 </dev/null >/dev/null 2>&1 &
+	python3 "$dir/client.py" "$url" load predict 1000000000 "$dir/asking" </dev/null >/dev/null &
 	load=$!
+	until [ -e "$dir/asking" ] || ! kill -0 "$load"; do sleep 0.1; done
 	simulate "busy-$round" "$busy_cells" "$busy_cells" "$busy_cells"
-	kill "$load"
+	kill "$load" || seconds= # it was idle then
 	wait "$load" || true
+	rm -f "$dir/asking"
 	printf '{"beside": "busy", "seconds": %s}\n' "${seconds:-null}"
 done

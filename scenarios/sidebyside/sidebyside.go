@@ -177,7 +177,15 @@ func (r Ran) check(j Job) error {
 		return errors.Join(fmt.Errorf("the job is %s, and was to be %s; it was last at %s", r.Outcome.State, j.Ending, r.last()), r.Outcome.Err())
 	}
 	if j.Ending == Completed {
-		return r.Complete(j)
+		if err := r.Complete(j); err != nil {
+			return err
+		}
+		for _, s := range r.Said {
+			if s.Seconds == nil {
+				return fmt.Errorf("simulation %s of %dx%dx%d cells failed; what it said is in the run's %s", s.ID, s.X, s.Y, s.Z, r.Log)
+			}
+		}
+		return nil
 	}
 	if !slices.ContainsFunc(r.Phases, func(p Phase) bool { return p.Name == j.At }) {
 		return errors.Join(fmt.Errorf("the job was to end at %s, and was last at %s", j.At, r.last()), r.Outcome.Err())
@@ -188,7 +196,7 @@ func (r Ran) check(j Job) error {
 	return nil
 }
 
-// Complete looks whether each point of a completed job was simulated, and those to learn from learned once.
+// Complete looks whether a completed job told of each of its points, and whether the service learned those once that it simulated for that.
 func (r Ran) Complete(j Job) error {
 	if len(r.Said) != len(j.Points) || r.Models == nil {
 		return fmt.Errorf("the job told of %d simulations of %d", len(r.Said), len(j.Points))
@@ -261,8 +269,8 @@ func (r Ran) Metrics() []scenario.Metric {
 		slices.Sort(load.Latencies)
 		n := len(load.Latencies)
 		m = append(m, scenario.Metric{Name: load.Load + " requests", Value: float64(n) / load.Seconds, Unit: "1/s"},
-			scenario.Metric{Name: load.Load + " requests/median latency", Value: load.Latencies[n/2] * 1000, Unit: "ms"},
-			scenario.Metric{Name: load.Load + " requests/99th percentile", Value: load.Latencies[n*99/100] * 1000, Unit: "ms"})
+			scenario.Metric{Name: load.Load + " requests, median latency", Value: load.Latencies[n/2] * 1000, Unit: "ms"},
+			scenario.Metric{Name: load.Load + " requests, 99th percentile latency", Value: load.Latencies[n*99/100] * 1000, Unit: "ms"})
 	}
 	beside := map[string][]float64{}
 	for _, b := range r.Beside {

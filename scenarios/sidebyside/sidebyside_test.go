@@ -33,14 +33,14 @@ const printed = `1795467886.000000000 holding job-12
 // ran is what a job has printed, in pieces as they may come.
 func ran(t *testing.T, text string, state wlm.State) Ran {
 	t.Helper()
-	r := &reader{phase: func(Phase, int) {}}
+	r := &reader{told: func(Said) error { return nil }, phase: func(Phase, int) {}}
 	for _, piece := range strings.SplitAfter(text, ":") {
 		_, err := r.Write([]byte(piece))
 		require.NoError(t, err)
 	}
 	require.NoError(t, r.err)
 	assert.Equal(t, "job-12", r.instance)
-	return Ran{Outcome: wlm.Outcome{ID: "12", State: state}, Phases: r.phases, Said: r.said, Models: r.models, Loads: r.loads, Beside: r.beside}
+	return Ran{Outcome: wlm.Outcome{ID: "12", State: state}, Log: "logs/a.log", Phases: r.phases, Said: r.said, Models: r.models, Loads: r.loads, Beside: r.beside}
 }
 
 func asked() Job {
@@ -49,7 +49,8 @@ func asked() Job {
 
 func TestWhatAJobPrintsIsRead(t *testing.T) {
 	r := ran(t, printed, wlm.Completed)
-	require.NoError(t, r.check(asked()), "a simulation that failed is told of, and not learned")
+	require.NoError(t, r.Complete(asked()), "a simulation that failed is told of, and not learned")
+	require.EqualError(t, r.check(asked()), "simulation train-0002 of 2x2x1 cells failed; what it said is in the run's logs/a.log")
 	assert.Nil(t, r.Said[1].Seconds)
 	assert.Equal(t, map[string]float64{"linear": 0.3}, r.Said[2].Predictions)
 	metrics := map[string]float64{}
@@ -74,12 +75,12 @@ func TestRequestsAndWhatIsBesideThem(t *testing.T) {
 	job := asked()
 	job.Requests = 3
 	r := ran(t, text, wlm.Completed)
-	require.NoError(t, r.check(job))
+	require.NoError(t, r.Complete(job))
 	metrics := map[string]float64{}
 	for _, m := range r.Metrics() {
 		metrics[m.Name] = m.Value
 	}
-	for name, want := range map[string]float64{"learn requests": 6, "learn requests/median latency": 100, "predict requests": 4, "simulation, service idle": 2, "simulation, service busy": 3} {
+	for name, want := range map[string]float64{"learn requests": 6, "learn requests, median latency": 100, "predict requests": 4, "simulation, service idle": 2, "simulation, service busy": 3} {
 		assert.InDelta(t, want, metrics[name], 1e-9, name)
 	}
 	assert.ErrorContains(t, ran(t, printed, wlm.Completed).check(job), "0 kinds of requests")
@@ -102,7 +103,7 @@ func TestAJobThatDidNotDoItsWork(t *testing.T) {
 			assert.ErrorContains(t, ran(t, text, wlm.Completed).check(asked()), c.says)
 		})
 	}
-	r := &reader{phase: func(Phase, int) {}}
+	r := &reader{told: func(Said) error { return nil }, phase: func(Phase, int) {}}
 	_, _ = r.Write([]byte("what is this\n"))
 	assert.ErrorContains(t, r.err, "what is this")
 }

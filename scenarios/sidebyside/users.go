@@ -86,7 +86,10 @@ func atOnce(ctx context.Context, users []*scenario.Env, j Job) (m scenario.Measu
 	}
 	for i, ran := range rans {
 		for _, metric := range ran.Metrics() {
-			metric.Name = fmt.Sprintf("job %d/%s", i+1, metric.Name)
+			whole, part, parted := strings.Cut(metric.Name, "/")
+			if metric.Name = fmt.Sprintf("%s, job %d", whole, i+1); parted {
+				metric.Name += "/" + part
+			}
 			m.Metrics = append(m.Metrics, metric)
 		}
 	}

@@ -1,6 +1,7 @@
 package wlm
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -177,6 +178,16 @@ func TestFluxEndsJobs(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, Cancelled, o.State)
 		require.NoError(t, f.Cancel(t.Context(), "f99"), "a job that is over is no error")
+	})
+	t.Run("context of whoever waits", func(t *testing.T) {
+		_, f := openFlux(t)
+		id, err := f.Submit(t.Context(), job("sleep", "60"))
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, errors.New("enough"))
+		defer cancel()
+		o, err := f.Wait(ctx, id)
+		require.ErrorContains(t, err, "enough")
+		require.Equal(t, "fake-02", o.Host, "what it printed is to be read there")
 	})
 	t.Run("limit", func(t *testing.T) {
 		_, f := openFlux(t)

@@ -93,6 +93,7 @@ func (w *waiter) Wait(ctx context.Context, id ID) (Outcome, error) {
 	w.desk.linger(ctx, id, begin)
 	o, err := w.watch(ctx, id, func(o Outcome) bool { return o.State.Over() }, func() { w.desk.linger(ctx, id, begin) })
 	if err != nil {
+		_ = w.desk.expand(context.WithoutCancel(ctx), &o) // where it ran, for what it printed
 		return o, err
 	}
 	w.mu.Lock()

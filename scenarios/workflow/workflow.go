@@ -4,6 +4,7 @@ package workflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -43,12 +44,18 @@ func run(ctx context.Context, env *scenario.Env) error {
 	return env.Repeat(ctx, scenario.Series{Name: "job"}, func(ctx context.Context, r scenario.Repetition) (scenario.Measured, error) {
 		j := sidebyside.Shaped(env, "workflow-"+r.String())
 		j.Points = sidebyside.Draw(env.Seed+uint64(r.Number)-1, v.Int("train"), v.Int("test"), [3]int{v.Int("x"), v.Int("y"), v.Int("z")})
+		first := (r.Number - 1) * len(j.Points)
+		log, err := env.Record.Log(j.LogName(), nil) // samples name it while it is to come
+		if err != nil {
+			return scenario.Measured{}, err
+		}
+		// What was simulated counts, whatever becomes of the rest.
+		j.Told = func(s sidebyside.Said, i int) error { return env.Record.Add(simulated(s, first+i+1, log)...) }
 		ran, err := j.Run(ctx, env)
-		m := scenario.Measured{Log: ran.Log}
-		// What was simulated counts, whatever became of the rest.
+		m := scenario.Measured{Log: log}
 		scores := Evaluate(ran.Said)
-		if errRecord := env.Record.Add(samples(ran, scores, (r.Number-1)*len(j.Points), ran.Log)...); errRecord != nil {
-			return m, errRecord
+		if errRecord := env.Record.Add(scored(scores, first+1, log)...); errRecord != nil {
+			return m, errors.Join(err, errRecord)
 		}
 		if err == nil {
 			err = ran.Outcome.Err()
@@ -60,7 +67,11 @@ func run(ctx context.Context, env *scenario.Env) error {
 			return m, err
 		}
 		if len(scores) == 0 {
-			return m, fmt.Errorf("no model can be scored: none of the %d simulations to be predicted came to its end; what they said is in %s of the run", v.Int("test"), ran.Log)
+			why := fmt.Sprintf("none of the %d simulations to be predicted came to its end", v.Int("test"))
+			if slices.ContainsFunc(ran.Said, func(s sidebyside.Said) bool { return s.Use == sidebyside.Test && s.Seconds != nil }) {
+				why = fmt.Sprintf("the service learned nothing, since none of the %d simulations to learn from came to its end", v.Int("train"))
+			}
+			return m, fmt.Errorf("no model can be scored: %s; what they said is in %s of the run", why, log)
 		}
 		err = env.Record.Update(func(run *results.Run) {
 			for name, version := range ran.Models.Service.Versions {
@@ -108,35 +119,46 @@ func Evaluate(said []sidebyside.Said) map[string]Score {
 	return scores
 }
 
-// samples are what is kept of each simulation, of each prediction and of each model. Repetitions of simulations count from first + 1.
-func samples(ran sidebyside.Ran, scores map[string]Score, first int, log string) []results.Sample {
-	var out []results.Sample
-	add := func(series, metric string, repetition int, value float64, unit string) {
+// simulated is what is kept of a simulation and of its prediction.
+func simulated(s sidebyside.Said, repetition int, log string) (out []results.Sample) {
+	add := func(series, metric string, value float64, unit string) {
 		out = append(out, results.Sample{Series: series, Metric: metric, Repetition: repetition, Value: value, Unit: unit, Status: results.OK, Log: log})
 	}
-	series := map[sidebyside.Use]string{sidebyside.Train: "training", sidebyside.Test: "hold-out"}
-	request := map[sidebyside.Use]string{sidebyside.Train: "learn latency", sidebyside.Test: "predict latency"}
-	for i, s := range ran.Said {
-		repetition := first + i + 1
-		if s.Seconds == nil {
-			out = append(out, results.Sample{Series: series[s.Use], Metric: "simulation", Repetition: repetition, Unit: "s", Status: results.Failed, Log: log,
-				Reason: fmt.Sprintf("LAMMPS on %dx%dx%d cells failed", s.X, s.Y, s.Z)})
-			continue
-		}
-		add(series[s.Use], "simulation", repetition, *s.Seconds, "s")
-		add(series[s.Use], request[s.Use], repetition, s.Latency*1000, "ms")
-		for _, model := range slices.Sorted(maps.Keys(s.Predictions)) {
-			add(model, "measured", repetition, *s.Seconds, "s")
-			add(model, "predicted", repetition, s.Predictions[model], "s")
-		}
+	failed := func(series, metric, reason string) {
+		out = append(out, results.Sample{Series: series, Metric: metric, Repetition: repetition, Unit: "s", Status: results.Failed, Log: log, Reason: reason})
 	}
+	series, request := "training", "learn latency"
+	if s.Use == sidebyside.Test {
+		series, request = "hold-out", "predict latency"
+	}
+	if s.Seconds == nil {
+		failed(series, "simulation", fmt.Sprintf("LAMMPS on %dx%dx%d cells failed", s.X, s.Y, s.Z))
+		return out
+	}
+	add(series, "simulation", *s.Seconds, "s")
+	add(series, request, s.Latency*1000, "ms")
+	if s.Use == sidebyside.Test && len(s.Predictions) == 0 {
+		failed(series, "prediction", "the service had learned nothing")
+	}
+	for _, model := range slices.Sorted(maps.Keys(s.Predictions)) {
+		add(model, "measured", *s.Seconds, "s")
+		add(model, "predicted", s.Predictions[model], "s")
+	}
+	return out
+}
+
+// scored is what is kept of how well each model did.
+func scored(scores map[string]Score, repetition int, log string) (out []results.Sample) {
 	for _, model := range slices.Sorted(maps.Keys(scores)) {
+		add := func(metric string, value float64, unit string) {
+			out = append(out, results.Sample{Series: model, Metric: metric, Repetition: repetition, Value: value, Unit: unit, Status: results.OK, Log: log})
+		}
 		score := scores[model]
 		if !math.IsNaN(score.R2) {
-			add(model, "R²", first+1, score.R2, "")
+			add("R²", score.R2, "")
 		}
-		add(model, "MAE", first+1, score.MAE, "s")
-		add(model, "RMSE", first+1, score.RMSE, "s")
+		add("MAE", score.MAE, "s")
+		add("RMSE", score.RMSE, "s")
 	}
 	return out
 }

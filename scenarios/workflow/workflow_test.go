@@ -32,7 +32,10 @@ func TestModelsAreScoredOnTheHoldOutAlone(t *testing.T) {
 	assert.InDelta(t, 1-1.25/(14.0/3), scores["a"].R2, 1e-12)
 	assert.True(t, math.IsNaN(Evaluate([]sidebyside.Said{said(sidebyside.Test, 1, map[string]float64{"a": 1})})["a"].R2))
 
-	kept := samples(sidebyside.Ran{Said: all}, scores, 10, "job.log")
+	kept := scored(scores, 11, "job.log")
+	for i, s := range all {
+		kept = append(kept, simulated(s, 11+i, "job.log")...)
+	}
 	count := map[string]int{}
 	for _, s := range kept {
 		count[s.Series+"/"+s.Metric+"/"+string(s.Status)]++
@@ -43,9 +46,12 @@ func TestModelsAreScoredOnTheHoldOutAlone(t *testing.T) {
 		"training/simulation/ok": 1, "training/learn latency/ok": 1, "hold-out/simulation/ok": 3, "hold-out/simulation/failed": 1, "hold-out/predict latency/ok": 3,
 		"a/measured/ok": 3, "a/predicted/ok": 3, "b/measured/ok": 3, "b/predicted/ok": 3, "a/R²/ok": 1, "a/MAE/ok": 1, "a/RMSE/ok": 1, "b/R²/ok": 1, "b/MAE/ok": 1, "b/RMSE/ok": 1,
 	}, count)
-	i := 2
+	i := 0
 	for kept[i].Status != results.Failed {
 		i++
 	}
 	assert.Contains(t, kept[i].Reason, "0x0x0 cells failed")
+
+	unlearned := simulated(said(sidebyside.Test, 1, nil), 1, "job.log")
+	assert.Equal(t, []string{"prediction", "failed", "the service had learned nothing"}, []string{unlearned[2].Metric, string(unlearned[2].Status), unlearned[2].Reason})
 }
