@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,20 +32,7 @@ import (
 // startMoto serves what stands in for AWS, moto's server, until the test ends, and has the environment name it. It runs in a Debian 13 of its own.
 func startMoto(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		hosttest.Lacks(t, "root, who makes a Debian 13 for moto's server")
-	}
-	if _, err := exec.LookPath("mmdebstrap"); err != nil {
-		hosttest.Lacks(t, "mmdebstrap, which makes a Debian 13 for moto's server")
-	}
-	tree := os.Getenv("BEDFELLOW_MOTO") // one that is there
-	if tree == "" {
-		tree = filepath.Join(t.TempDir(), "tree")
-		out, err := exec.CommandContext(t.Context(), "mmdebstrap", "--quiet", "--variant=apt", "--include=python3-moto,python3-flask,python3-flask-cors", "trixie", tree).CombinedOutput()
-		if err != nil {
-			hosttest.Lacks(t, "a Debian 13 for moto's server, which mmdebstrap did not get: "+string(out))
-		}
-	}
+	tree := hosttest.DebianTree(t, "BEDFELLOW_MOTO", "moto's server", "python3-moto,python3-flask,python3-flask-cors")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	at := listener.Addr().String()

@@ -58,30 +58,6 @@ var openStackServices string
 const enterTree = `cd "$0" && mount --bind . . && cd "$PWD" && mount -o remount,bind,ro . && mount -t tmpfs none tmp && mount -t proc proc proc && ` +
 	`printf %s "$1" >tmp/services.py && shift && exec chroot . python3 tmp/services.py "$@"`
 
-// openStackTree is a Debian 13 with OpenStack's services. BEDFELLOW_OPENSTACK_TREE names one that is kept; one with these packages and without
-// the hook has services that start faster.
-func openStackTree(t *testing.T) string {
-	if os.Geteuid() != 0 {
-		hosttest.Lacks(t, "root, who makes a Debian 13 for OpenStack's services")
-	}
-	if tree := os.Getenv("BEDFELLOW_OPENSTACK_TREE"); tree != "" { // one that is there
-		return tree
-	}
-	if _, err := exec.LookPath("mmdebstrap"); err != nil {
-		hosttest.Lacks(t, "mmdebstrap, which makes a Debian 13 for OpenStack's services")
-	}
-	tree := filepath.Join(t.TempDir(), "tree")
-	out, err := exec.CommandContext(t.Context(), "mmdebstrap", "--quiet", "--variant=apt", "--dpkgopt=force-unsafe-io",
-		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-		// Compiling all of Python's modules takes longer than compiling those that are used.
-		`--essential-hook=chroot "$1" dpkg-divert --quiet --local --rename --add /usr/bin/py3compile; ln -s /bin/true "$1/usr/bin/py3compile"`,
-		"--include=python3-keystone,python3-placement,glance-common,neutron-common,nova-common", "trixie", tree).CombinedOutput()
-	if err != nil {
-		hosttest.Lacks(t, "a Debian 13 for OpenStack's services, which mmdebstrap did not get: "+string(out))
-	}
-	return tree
-}
-
 // realOpenStack is a cloud of Debian's own services, without hypervisors and without agents that would give networks to machines. The
 // environment names a project there.
 type realOpenStack struct {
@@ -90,7 +66,7 @@ type realOpenStack struct {
 }
 
 func newRealOpenStack(t *testing.T) realOpenStack {
-	tree := openStackTree(t)
+	tree := hosttest.DebianTree(t, "BEDFELLOW_OPENSTACK_TREE", "OpenStack's services", "python3-keystone,python3-placement,glance-common,neutron-common,nova-common")
 	args := []string{"--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enterTree, tree, openStackServices}
 	identity, taken := "", []net.Listener{}
 	for range 5 {
