@@ -170,10 +170,10 @@ func (a accel) note() string {
 	return fmt.Sprintf("no usable KVM: %s; emulated CPUs, expect 15 to 20 times slower", a.Reason)
 }
 
-// bootTimeout is how long a machine may take to be reached.
+// bootTimeout is how long a machine may take to be reached: an emulated one alone takes a minute or two, seven on two CPUs ten.
 func (a accel) bootTimeout() time.Duration {
 	if a.KVM {
 		return 3 * time.Minute
 	}
-	return 15 * time.Minute
+	return 20 * time.Minute
 }

@@ -58,6 +58,7 @@ func (d *Driver) Said(t *testing.T, home string, args ...string) (said string, c
 
 // What tests look at from outside.
 var (
+	Message      = message
 	FindLimactl  = findLimactl
 	Arch         = limaArch
 	Render       = render

@@ -107,7 +107,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	defer func() { step.EndWith(fmt.Sprintf("%s:%d", st.Address, st.Port), err) }()
 	home := d.home(m.Owner.Bed)
 	if n, ok := keeps(home, m); ok {
-		if err = d.restart(ctx, h, home, n, m); err == nil || ctx.Err() != nil {
+		if err = d.restart(ctx, step, h, home, n, m); err == nil || ctx.Err() != nil {
 			return d.status(home, m.Name), err
 		}
 		progress.Note(ctx, "node %s did not come up with the disk it had, and is made anew: %v", m.Name, err)
@@ -126,7 +126,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	if err := d.assemble(ctx, h, home, n, m); err != nil {
 		return provision.Status{}, err
 	}
-	if err := d.boot(ctx, h, home, n, m); err != nil {
+	if err := d.boot(ctx, step, h, home, m); err != nil {
 		return provision.Status{}, err
 	}
 	n.Ready = true
@@ -189,10 +189,10 @@ func keeps(home string, m provision.Machine) (nodeRecord, bool) {
 }
 
 // restart starts a machine with the disk it has, after whatever is left of its last run. When the context ends, it is stopped.
-func (d *Driver) restart(ctx context.Context, h host, home string, n nodeRecord, m provision.Machine) error {
+func (d *Driver) restart(ctx context.Context, step *progress.Step, h host, home string, n nodeRecord, m provision.Machine) error {
 	err := stop(ctx, home, m.Name, mendTimeout)
 	if err == nil {
-		err = d.boot(ctx, h, home, n, m)
+		err = d.boot(ctx, step, h, home, m)
 	}
 	if err != nil {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)

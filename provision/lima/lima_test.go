@@ -253,24 +253,48 @@ func TestDegraded(t *testing.T) {
 	h := newFakeHost(t)
 	h.fault(t, "conf-01", "degraded", 0)
 	d := h.driver()
-	st, err := d.Create(t.Context(), h.machine(t, 0))
+	var told []string
+	st, err := d.Create(progress.With(t.Context(), func(e progress.Event) { told = append(told, string(e.Kind)+" "+e.Detail) }), h.machine(t, 0))
 	require.NoError(t, err)
 	assert.Equal(t, provision.Running, st.State)
+	said := strings.Join(told, "\n")
+	assert.Contains(t, said, "noted node conf-01 runs, and lacks")
+	assert.Contains(t, said, "port forwarding may not work")
 	require.NoError(t, d.Delete(t.Context(), "conf-01"))
 	h.clean(t)
 }
 
-// A limactl that hangs is left behind soon when nobody waits for it any more.
+// A limactl that hangs is left behind soon when nobody waits for it any more. What it logged last is what is told of it.
 func TestCancelled(t *testing.T) {
 	h := newFakeHost(t)
 	h.fault(t, "conf-01", "hang", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
-	time.AfterFunc(time.Second, func() { cancel(errors.New("changed my mind")) })
+	ctx = progress.With(ctx, func(e progress.Event) {
+		if e.Kind == progress.Updated && e.Detail == "Using the existing instance `conf-01`" {
+			cancel(errors.New("changed my mind"))
+		}
+	})
 	start := time.Now()
 	_, err := h.driver().Create(ctx, h.machine(t, 0))
 	require.ErrorContains(t, err, "changed my mind")
 	assert.Less(t, time.Since(start), 10*time.Second)
 	h.clean(t)
+}
+
+// What Lima 2.2.0 logs, and what is no log line.
+func TestMessage(t *testing.T) {
+	for line, want := range map[string]string{
+		"time=\"2026-11-28T12:16:30Z\" level=info msg=\"[hostagent] Waiting for the essential requirement 1 of 2: `ssh`\"":                             "Waiting for the essential requirement 1 of 2: `ssh`",
+		"time=\"2026-11-28T12:16:30Z\" level=warning msg=\"[hostagent] /dev/kvm is \\\"gone\\\".\" error=\"stat /dev/kvm: no such file or directory\"": "/dev/kvm is \"gone\".",
+		"time=\"2026-11-28T12:16:30Z\" level=info msg=done":                                                                                            "done",
+		"panic: no such thing": "",
+		"":                     "",
+	} {
+		said := filepath.Join(t.TempDir(), "said")
+		require.NoError(t, os.WriteFile(said, []byte("earlier\n"+line+"\n"), 0o600))
+		assert.Equal(t, want, lima.Message(said), line)
+	}
+	assert.Empty(t, lima.Message("/nowhere"))
 }
 
 // Whatever was killed, Delete leaves nothing, also without limactl.

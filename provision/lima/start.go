@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/pkg/remote"
 	"github.com/bedfellow/bedfellow/provision"
 )
@@ -188,19 +189,20 @@ func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord
 }
 
 // boot starts the instance and waits until the machine answers with the pinned host key. What runs then outlives this process.
-func (d *Driver) boot(ctx context.Context, h host, home string, n nodeRecord, m provision.Machine) error {
+func (d *Driver) boot(ctx context.Context, step *progress.Step, h host, home string, m provision.Machine) error {
 	timeout := d.bootTimeout
 	if timeout == 0 {
 		timeout = h.accel.bootTimeout()
 	}
-	if m.Slow {
+	if m.Slow && h.accel.KVM { // an emulated machine is slow in any case, and has its time
 		timeout *= 3
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was not up within %s", timeout))
 	defer cancel()
 	said := own(home, m.Name+".log")
-	err := d.launch(ctx, h, home, m.Name, said, timeout)
+	err := d.launch(ctx, step, h, home, m.Name, said, timeout)
 	if err == nil {
+		step.Update("waiting for its sshd")
 		err = await(ctx, home, m)
 	}
 	if err == nil {
@@ -219,7 +221,7 @@ func await(ctx context.Context, home string, m provision.Machine) error {
 
 // launch runs `limactl start` to its end. Starts of a bed begin one after the other: until QEMU runs, they share the key pair, which
 // two make over each other, and the network, which two start.
-func (d *Driver) launch(ctx context.Context, h host, home, node, said string, timeout time.Duration) error {
+func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home, node, said string, timeout time.Duration) error {
 	unlock, err := lock(ctx, home)
 	if err != nil {
 		return err
@@ -252,10 +254,18 @@ func (d *Driver) launch(ctx context.Context, h host, home, node, said string, ti
 	defer launched.Stop()
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
+	tell := time.NewTicker(time.Second)
+	defer tell.Stop()
+	told := ""
 	for {
 		select {
 		case err := <-ended:
-			return judge(err, home, node, said)
+			return judge(ctx, err, home, node, said)
+		case <-tell.C:
+			if now := message(said); now != "" && now != told {
+				step.Update("%s", now)
+				told = now
+			}
 		case <-ctx.Done():
 			killGroup(cmd)
 			<-ended
@@ -275,14 +285,28 @@ func (d *Driver) launch(ctx context.Context, h host, home, node, said string, ti
 	}
 }
 
+// message is what limactl logged last, without level and time; empty where that is no message.
+func message(said string) string {
+	data, _ := os.ReadFile(said)
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	_, quoted, _ := strings.Cut(lines[len(lines)-1], " msg=")
+	prefix, err := strconv.QuotedPrefix(quoted)
+	if err != nil { // a word alone is not quoted
+		return quoted
+	}
+	msg, _ := strconv.Unquote(prefix)
+	return strings.TrimPrefix(msg, "[hostagent] ")
+}
+
 // judge tells what the end of `limactl start` means. A machine that Lima calls degraded runs and lacks what Lima wanted of it; whether
 // that is enough, its sshd says.
-func judge(err error, home, node, said string) error {
+func judge(ctx context.Context, err error, home, node, said string) error {
 	if err == nil {
 		return nil
 	}
 	data, _ := os.ReadFile(said)
 	if strings.Contains(strings.ToLower(string(data)), "degraded") && look(home, node) == (roles{true, true, true}) {
+		progress.Note(ctx, "node %s runs, and lacks what Lima wanted of it:\n%s", node, tail(said, 3))
 		return nil
 	}
 	return fmt.Errorf("`limactl start %s`: %w", node, err)
