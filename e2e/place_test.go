@@ -118,7 +118,19 @@ type call struct {
 }
 
 func (c call) String() string {
-	return fmt.Sprintf("`bed %s` ended with %d\nstdout:\n%s\nstderr:\n%s", strings.Join(c.args, " "), c.code, c.stdout, c.stderr)
+	return fmt.Sprintf("`bed %s` ended with %d\nstdout:\n%s\nstderr:\n%s%s", strings.Join(c.args, " "), c.code, c.stdout, c.stderr, c.waits())
+}
+
+// waits are what a call made with -o json was more than two minutes at, the last words of it: who reads a part of a log reads the end.
+func (c call) waits() string {
+	var out strings.Builder
+	all := c.steps()
+	for i, e := range all {
+		if i+1 < len(all) && all[i+1].Time.Sub(e.Time) > 2*time.Minute {
+			fmt.Fprintf(&out, "from %s on for %s: %s, %s\n", e.Time.Format(time.TimeOnly), all[i+1].Time.Sub(e.Time).Round(time.Second), e.Step, e.Detail)
+		}
+	}
+	return out.String()
 }
 
 // steps are the progress events of a call made with -o json.
