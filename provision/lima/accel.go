@@ -51,10 +51,12 @@ func (d *Driver) probe(ctx context.Context, a *account) accel {
 		return accel{KVM: r.KVM, Reason: r.Reason, qemu: qemu}
 	}
 	r := accelRecord{Of: of, KVM: true}
+	answered := true // and not for lack of time or room, which pass
 	if err := runGuest(ctx, qemu, "kvm", "host", a); err != nil {
 		r.KVM, r.Reason = false, err.Error()
+		answered = errors.As(err, new(refusal))
 	}
-	if ctx.Err() == nil && os.MkdirAll(d.root, 0o755) == nil {
+	if answered && os.MkdirAll(d.root, 0o755) == nil {
 		_ = writeJSON(file, r) // without it the next command probes again
 	}
 	return accel{KVM: r.KVM, Reason: r.Reason, qemu: qemu}
@@ -109,12 +111,17 @@ func runGuest(ctx context.Context, qemu, accelerator, cpu string, a *account) er
 		return nil
 	}
 	if err == nil {
-		return errors.New("the guest ended without having run")
+		return refusal("the guest ended without having run")
 	}
 	return plain(err)
 }
 
-// plain is the last line of an error, without the command's.
+// refusal is what QEMU said that ended by itself.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+// plain is the last line of an error, without the command's; a refusal if the command ended by itself.
 func plain(err error) error {
 	if err == nil {
 		return nil
@@ -123,6 +130,9 @@ func plain(err error) error {
 	text = strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "qemu-system-x86_64: ")
 	if _, said, ok := strings.Cut(text, "`: "); ok { // one line only: what follows the command
 		text = said
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
+		return refusal(text)
 	}
 	return errors.New(text)
 }
@@ -168,6 +178,14 @@ func (a accel) note() string {
 		return ""
 	}
 	return fmt.Sprintf("no usable KVM: %s; emulated CPUs, expect 15 to 20 times slower", a.Reason)
+}
+
+// grace is how long Lima may take for the rest of a boot when the machine answers already.
+func (a accel) grace() time.Duration {
+	if a.KVM {
+		return time.Minute
+	}
+	return 5 * time.Minute
 }
 
 // bootTimeout is how long a machine may take to be reached: an emulated one alone takes a minute or two, seven on two CPUs ten.

@@ -20,16 +20,24 @@ BEDFELLOW
 put /etc/ssh/ssh_host_ed25519_key.pub 644 << 'BEDFELLOW'
 {{.HostPublicKey}}
 BEDFELLOW
+# A distribution's own image has cloud-init make host keys in place of what it finds.
+if [ ! -e /etc/cloud/cloud.cfg.d/90-bed.cfg ]; then
+	cp -p /etc/ssh/ssh_host_ed25519_key /etc/ssh/bedfellow_host_key
+	mkdir -p /etc/ssh/sshd_config.d
+	echo 'HostKey /etc/ssh/bedfellow_host_key' | put /etc/ssh/sshd_config.d/00-bedfellow.conf 644
+fi
 {{- end}}
 
 echo '{{.Name}}' | put /etc/hostname 644
 echo '{{.Name}}' > /proc/sys/kernel/hostname
 
-# Lima adds its own key later, and leaves what it finds.
+# Lima would add its own key once, and a kernel that panics soon after would take it away. It leaves what it finds.
 keys='/home/{{.User}}/.ssh/authorized_keys'
 mkdir -p "${keys%/*}"
 touch "$keys"
-grep -qxF '{{.AuthorizedKey}}' "$keys" || echo '{{.AuthorizedKey}}' >> "$keys"
+{{range .AuthorizedKeys -}}
+grep -qxF '{{.}}' "$keys" || echo '{{.}}' >> "$keys"
+{{end -}}
 chown {{.UserID}}:{{.UserID}} '/home/{{.User}}' "${keys%/*}" "$keys"
 chmod 700 "${keys%/*}"
 chmod 600 "$keys"

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -105,14 +106,14 @@ func direct(m provision.Machine) (cmdline string, ok bool) {
 	data, err := os.ReadFile(filepath.Join(m.Image, bed.CmdlineFile))
 	cmdline = strings.TrimSpace(string(data))
 	if m.Slow { // an emulated CPU speculates on nothing, and what guards against that is a sixth of a system call
-		cmdline += " mitigations=off"
+		cmdline += " mitigations=off maxcpus=1" // of role kernel's bed-cpus.service, which has the others taken
 	}
 	return cmdline, err == nil
 }
 
-// render writes the machine's lima.yaml, which holds its private host key.
-func render(m provision.Machine, disk bed.Size) ([]byte, error) {
-	script, err := renderBoot(m)
+// render writes the machine's lima.yaml, which holds its private host key. Lima's own key may be given too.
+func render(m provision.Machine, disk bed.Size, keys ...string) ([]byte, error) {
+	script, err := renderBoot(m, keys...)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +154,7 @@ func Standalone(m provision.Machine) ([]byte, error) {
 }
 
 // renderBoot fills in the script that makes a booting machine the node it is.
-func renderBoot(m provision.Machine) (string, error) {
+func renderBoot(m provision.Machine, keys ...string) (string, error) {
 	t, err := template.New("boot.sh").Parse(bootScript)
 	if err != nil {
 		return "", err
@@ -161,7 +162,7 @@ func renderBoot(m provision.Machine) (string, error) {
 	var out strings.Builder
 	err = t.Execute(&out, map[string]any{
 		"Name": m.Name, "User": m.User, "UserID": userID, "Isolated": m.Network != "outbound", "Resolver": resolver, "Address": bedAddress(m.Index), "LinkAddress": linkAddress(m.Index),
-		"HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey), "AuthorizedKey": strings.TrimSpace(m.AuthorizedKey),
+		"HostKey": strings.TrimSpace(m.HostKey), "HostPublicKey": strings.TrimSpace(m.HostPublicKey), "AuthorizedKeys": slices.DeleteFunc(append([]string{strings.TrimSpace(m.AuthorizedKey)}, keys...), func(key string) bool { return key == "" }),
 	})
 	return out.String(), err
 }

@@ -17,6 +17,9 @@ func (d *Driver) SetAccount(name string) { d.account = name }
 // SetBootTimeout is how long a machine may take to be reached.
 func (d *Driver) SetBootTimeout(t time.Duration) { d.bootTimeout = t }
 
+// SetGrace is how long Lima may take for the rest of a boot when the machine answers.
+func (d *Driver) SetGrace(t time.Duration) { d.grace = t }
+
 // Probe tells whether guests run on the CPU itself, and why not.
 func (d *Driver) Probe(ctx context.Context) (kvm bool, reason string, err error) {
 	a, err := lookupAccount(d.account)

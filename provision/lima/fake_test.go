@@ -31,7 +31,7 @@ func fakes() map[string]func([]string) error {
 type faults map[string]fault
 
 type fault struct {
-	Start string `json:"start"` // hang, fail, timeout, degraded, deaf, stuck, stolen
+	Start string `json:"start"` // hang, fail, timeout, waits, degraded, deaf, stuck, stolen
 	Times int    `json:"times"` // 0: always
 }
 
@@ -287,7 +287,7 @@ func fakeAgent(home string, args []string) error {
 	fmt.Printf("{\"status\":{\"sshLocalPort\":%d}}\n", port)
 	up := make(chan struct{})
 	go func() {
-		for wrong != "timeout" && wrong != "stuck" {
+		for wrong != "timeout" && wrong != "stuck" && wrong != "waits" {
 			if c, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", port)); err == nil {
 				_ = c.Close()
 				close(up)

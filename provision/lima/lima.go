@@ -36,8 +36,8 @@ const (
 type Driver struct {
 	root    string
 	account string
-	// bootTimeout of a machine; 0 is what the accelerator needs.
-	bootTimeout time.Duration
+	// bootTimeout of a machine, and grace for the rest of its boot; 0 is what the accelerator needs.
+	bootTimeout, grace time.Duration
 
 	mu    sync.Mutex
 	host  *host
@@ -208,8 +208,11 @@ func stop(ctx context.Context, home, node string, timeout time.Duration) error {
 	if r := look(home, node); r.agent && r.machine && r.network {
 		waiting, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
-		if err := syscall.Kill(readPID(filepath.Join(instance(home, node), "ha.pid")), syscall.SIGINT); err != nil {
-			return fmt.Errorf("stop node %s: %w", node, err)
+		pid := readPID(filepath.Join(instance(home, node), "ha.pid")) // none, if it has just ended
+		if pid > 0 {
+			if err := syscall.Kill(pid, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("stop node %s: %w", node, err)
+			}
 		}
 		for r := look(home, node); (r.agent || r.machine) && waiting.Err() == nil; r = look(home, node) {
 			time.Sleep(stopPoll) // a poll, bounded by waiting: it is no child of ours
@@ -288,7 +291,7 @@ func (d *Driver) change(ctx context.Context, h host, home string, n nodeRecord, 
 	if err := stop(ctx, home, m.Name, stopTimeout); err != nil {
 		return err
 	}
-	text, err := render(m, n.Disk)
+	text, err := render(m, n.Disk, limaKey(home))
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
@@ -264,6 +265,49 @@ func TestDegraded(t *testing.T) {
 	h.clean(t)
 }
 
+// A machine that answers is up, whatever Lima goes on waiting for: a kernel that panicked has taken with it what Lima had written, or Lima's ssh waits
+// for one that is no more.
+func TestAnswersWhileLimaWaits(t *testing.T) {
+	h := newFakeHost(t)
+	h.fault(t, "conf-01", "waits", 0)
+	d := h.driver()
+	d.SetGrace(100 * time.Millisecond)
+	var told []string
+	st, err := d.Create(progress.With(t.Context(), func(e progress.Event) { told = append(told, string(e.Kind)+" "+e.Detail) }), h.machine(t, 0))
+	require.NoError(t, err)
+	assert.Equal(t, provision.Running, st.State)
+	assert.Contains(t, strings.Join(told, "\n"), "noted node conf-01 answers, and for 100ms Lima has waited for something else of it")
+	st, err = d.Read(t.Context(), "conf-01")
+	require.NoError(t, err)
+	assert.Equal(t, provision.Running, st.State, "limactl alone was ended")
+	require.NoError(t, d.Delete(t.Context(), "conf-01"))
+	h.clean(t)
+}
+
+// The key that Lima enters with is there before Lima looks, and a machine takes it at every boot.
+func TestLimasKey(t *testing.T) {
+	h := newFakeHost(t)
+	_, err := h.driver().Create(t.Context(), h.machine(t, 0))
+	require.NoError(t, err)
+	public, err := os.ReadFile(filepath.Join(h.home(), "_config/user.pub"))
+	require.NoError(t, err)
+	private, err := os.ReadFile(filepath.Join(h.home(), "_config/user"))
+	require.NoError(t, err)
+	signer, err := ssh.ParsePrivateKey(private)
+	require.NoError(t, err)
+	assert.Equal(t, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))+" lima\n", string(public))
+	text, err := os.ReadFile(filepath.Join(h.home(), "conf-01/lima.yaml"))
+	require.NoError(t, err)
+	assert.Contains(t, string(text), "|| echo '"+strings.TrimSpace(string(public))+"' >> \"$keys\"")
+	_, err = h.driver().Create(t.Context(), h.machine(t, 1))
+	require.NoError(t, err)
+	again, err := os.ReadFile(filepath.Join(h.home(), "_config/user.pub"))
+	require.NoError(t, err)
+	assert.Equal(t, string(public), string(again), "the bed has one")
+	require.NoError(t, h.driver().Sweep(t.Context(), h.machine(t, 0).Owner))
+	h.clean(t)
+}
+
 // A limactl that hangs is left behind soon when nobody waits for it any more. What it logged last is what is told of it.
 func TestCancelled(t *testing.T) {
 	h := newFakeHost(t)
@@ -414,7 +458,7 @@ func TestUpdateInPlace(t *testing.T) {
 func TestTheKernelsCommandLine(t *testing.T) {
 	h := newFakeHost(t)
 	m := h.machine(t, 0)
-	_, err := h.driver().Create(t.Context(), m)
+	first, err := h.driver().Create(t.Context(), m)
 	require.NoError(t, err)
 	read := func() string {
 		data, err := os.ReadFile(filepath.Join(h.home(), m.Name, "kernel.cmdline")) // which QEMU is started with
@@ -423,9 +467,10 @@ func TestTheKernelsCommandLine(t *testing.T) {
 	}
 	assert.Equal(t, "console=ttyS0", read())
 	m.Slow = true
-	_, err = h.driver().Update(t.Context(), m)
+	slow, err := h.driver().Update(t.Context(), m)
 	require.NoError(t, err)
-	assert.Equal(t, "console=ttyS0 mitigations=off", read())
+	assert.Equal(t, first.Incarnation, slow.Incarnation, "its disk does not depend on what runs it")
+	assert.Equal(t, "console=ttyS0 mitigations=off maxcpus=1", read())
 	require.NoError(t, h.driver().Delete(t.Context(), m.Name))
 	h.clean(t)
 }

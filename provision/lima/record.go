@@ -2,7 +2,10 @@ package lima
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
@@ -150,8 +155,8 @@ const (
 	lockTimeout = 8 * launchTimeout // as many starts may be before one
 )
 
-// lock serialises what must not happen twice at once in a LIMA_HOME: making and removing it, and the beginning of a start, when Lima
-// makes its key pair and starts the bed's network. The lock is on the directory and ends with its holder. fs.ErrNotExist says that
+// lock serialises what must not happen twice at once in a LIMA_HOME: making and removing it, with its key pair, and the beginning of a start, when
+// Lima starts the bed's network. The lock is on the directory and ends with its holder. fs.ErrNotExist says that
 // there is none.
 func lock(ctx context.Context, home string) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, fmt.Errorf("it was not done within %s", lockTimeout))
@@ -197,12 +202,45 @@ func (d *Driver) makeHome(ctx context.Context, bedName string, u *account) (unlo
 			return nil, err
 		}
 		temp := filepath.Join(home, tempDir)
-		if err := errors.Join(u.own(home), mkdir(filepath.Join(home, ownDir)), mkdir(temp), u.own(temp)); err != nil {
+		if err := errors.Join(u.own(home), mkdir(filepath.Join(home, ownDir)), mkdir(temp), u.own(temp), makeKey(home, u)); err != nil {
 			unlock()
 			return nil, err
 		}
 		return unlock, nil
 	}
+}
+
+// limaKey is the key that Lima enters a LIMA_HOME's machines with, as authorized_keys has it; empty where there is none.
+func limaKey(home string) string {
+	data, _ := os.ReadFile(filepath.Join(home, "_config/user.pub"))
+	return strings.TrimSpace(string(data))
+}
+
+// makeKey makes that key pair, where Lima would make it at the first start and finds it at the others. Lima goes by the private one's being there.
+func makeKey(home string, u *account) error {
+	dir := filepath.Join(home, "_config")
+	private, public := filepath.Join(dir, "user"), filepath.Join(dir, "user.pub")
+	if _, err := os.Stat(private); err == nil {
+		return nil
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	signer, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		return err
+	}
+	block, err := ssh.MarshalPrivateKey(key, "lima")
+	if err != nil {
+		return err
+	}
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))) + " lima\n"
+	part := private + ".part"
+	if err := errors.Join(mkdir(dir), os.WriteFile(public, []byte(line), 0o644), os.WriteFile(part, pem.EncodeToMemory(block), 0o600), u.own(dir, public, part)); err != nil {
+		return err
+	}
+	return os.Rename(part, private)
 }
 
 func mkdir(dir string) error {

@@ -1,6 +1,7 @@
 package lima
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -67,9 +68,9 @@ func (d *Driver) register(ctx context.Context, h host, m provision.Machine) (hom
 	return home, n, writeNode(home, m.Name, n)
 }
 
-// frame is the digest of all that a machine cannot change without being made anew.
+// frame is the digest of all that a machine cannot change without being made anew. Whether it is slow is found out anew every time.
 func frame(m provision.Machine) string {
-	m.CPUs, m.Memory, m.Disk = 0, 0, 0
+	m.CPUs, m.Memory, m.Disk, m.Slow = 0, 0, 0, false
 	return m.Digest()
 }
 
@@ -145,7 +146,7 @@ const cmdlineFile = "kernel.cmdline"
 // The disk is an overlay on the image's, placed here because Lima itself would copy the image, at `create` already, and takes no
 // overlay for one.
 func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord, m provision.Machine) error {
-	text, err := render(m, n.Disk)
+	text, err := render(m, n.Disk, limaKey(home))
 	if err != nil {
 		return err
 	}
@@ -190,17 +191,14 @@ func (d *Driver) assemble(ctx context.Context, h host, home string, n nodeRecord
 
 // boot starts the instance and waits until the machine answers with the pinned host key. What runs then outlives this process.
 func (d *Driver) boot(ctx context.Context, step *progress.Step, h host, home string, m provision.Machine) error {
-	timeout := d.bootTimeout
-	if timeout == 0 {
-		timeout = h.accel.bootTimeout()
-	}
+	timeout := cmp.Or(d.bootTimeout, h.accel.bootTimeout())
 	if m.Slow && h.accel.KVM { // an emulated machine is slow in any case, and has its time
 		timeout *= 3
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it was not up within %s", timeout))
 	defer cancel()
 	said := own(home, m.Name+".log")
-	err := d.launch(ctx, step, h, home, m.Name, said, timeout)
+	err := d.launch(ctx, step, h, home, m, said, timeout)
 	if err == nil {
 		step.Update("waiting for its sshd")
 		err = await(ctx, home, m)
@@ -209,9 +207,12 @@ func (d *Driver) boot(ctx context.Context, step *progress.Step, h host, home str
 		return nil
 	}
 	dir := instance(home, m.Name)
+	next := "`bed doctor --driver lima` looks at the host"
+	if !m.Slow {
+		next = "-c profile=slow on a slow host; " + next
+	}
 	return fmt.Errorf("boot node %s: %w\n  limactl said:\n%s\n  the end of ha.stderr.log:\n%s\n  the end of its console:\n%s\n"+
-		"  Next: -c profile=slow on a slow host; `bed doctor --driver lima` looks at the host", m.Name, err, tail(said, 5),
-		tail(filepath.Join(dir, "ha.stderr.log"), 8), tail(newest(filepath.Join(dir, "serial*.log")), 15))
+		"  Next: %s", m.Name, err, tail(said, 5), tail(filepath.Join(dir, "ha.stderr.log"), 8), tail(newest(filepath.Join(dir, "serial*.log")), 15), next)
 }
 
 // await waits for the machine's sshd, at the port that Lima chose for this boot.
@@ -219,9 +220,13 @@ func await(ctx context.Context, home string, m provision.Machine) error {
 	return remote.Await(ctx, remote.Target{Name: m.Name, Address: hostAddress, Port: sshPort(home, m.Name), HostKey: m.HostPublicKey})
 }
 
-// launch runs `limactl start` to its end. Starts of a bed begin one after the other: until QEMU runs, they share the key pair, which
-// two make over each other, and the network, which two start.
-func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home, node, said string, timeout time.Duration) error {
+// launch runs `limactl start` to its end, or for some time longer than it takes the machine to answer: what Lima waits for then, a kernel that
+// panicked and started again may have taken with it. Starts of a bed begin one after the other: until QEMU runs, they share the network, which two
+// start.
+func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home string, m provision.Machine, said string, timeout time.Duration) error {
+	node := m.Name
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	unlock, err := lock(ctx, home)
 	if err != nil {
 		return err
@@ -257,6 +262,9 @@ func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home, 
 	tell := time.NewTicker(time.Second)
 	defer tell.Stop()
 	told := ""
+	grace := cmp.Or(d.grace, h.accel.grace())
+	answers := make(chan error, 1)
+	var enough <-chan time.Time
 	for {
 		select {
 		case err := <-ended:
@@ -280,7 +288,18 @@ func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home, 
 			if locked && look(home, node) == (roles{true, true, true}) {
 				release()
 				tick.Stop()
+				go func() { answers <- await(ctx, home, m) }()
 			}
+		case err := <-answers:
+			if err == nil {
+				enough = time.After(grace)
+			}
+		case <-enough:
+			_ = cmd.Process.Kill() // limactl alone: its hostagent and the machine have groups of their own
+			<-ended
+			progress.Note(ctx, "node %s answers, and for %s Lima has waited for something else of it: %s. Lima is not waited for any more; %s tells more",
+				node, grace, message(said), filepath.Join(instance(home, node), "ha.stderr.log"))
+			return nil
 		}
 	}
 }
