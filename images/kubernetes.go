@@ -278,6 +278,7 @@ func (b *bakery) keptPrograms() (Artifact, map[string]string, error) {
 func (b *bakery) golang(ctx context.Context, args ...string) (string, error) {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GOGC=") }) // meant for Pulumi's CLI, see stacks/engine
 	env = append(env, "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-mod=readonly", "GOOS=linux", "GOTOOLCHAIN=local",
+		"GOARCH="+runtime.GOARCH, "GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=", "GOFIPS140=off", // which are not in the programs' key
 		"GOTMPDIR="+b.dir) // what a killed one leaves goes with the bake
 	return b.runWith(ctx, env, append([]string{"go"}, args...))
 }

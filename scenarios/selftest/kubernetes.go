@@ -156,6 +156,12 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 		return strings.TrimSpace(string(r.Stdout)), err
 	}
 	const namespace = "kubectl -n default "
+	defer func() { // also when nobody waits any more
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), tryTimeout)
+		defer cancel()
+		_, errDelete := env.Nodes.Feed(clean, control, "usernetes shell", []byte(namespace+"delete deployment survivor --ignore-not-found --wait=false"))
+		err = errors.Join(err, errDelete)
+	}()
 	restarts, err := shell(". /etc/kubernetes/bundle.env\n"+namespace+"delete deployment survivor --ignore-not-found --cascade=foreground --timeout=1m >&2\n"+namespace+"apply -f - >&2 <<DEPLOYMENT"+strings.ReplaceAll(deployment, "@host@", node.Name)+"DEPLOYMENT\n"+
 		namespace+"rollout status deployment/survivor --timeout=10m >&2 && "+namespace+"get pods -l app=survivor -o jsonpath='{.items[0].status.containerStatuses[0].restartCount}'", "")
 	if err != nil {
@@ -165,12 +171,6 @@ func survivesReboot(ctx context.Context, env *scenario.Env, node bed.InventoryNo
 	if err != nil {
 		return "", fmt.Errorf("how often the Deployment's pod was restarted: %w", err)
 	}
-	defer func() {
-		if ctx.Err() == nil {
-			_, errDelete := shell(namespace+"delete deployment survivor --wait=false", "")
-			err = errors.Join(err, errDelete)
-		}
-	}()
 	const bootID = "cat /proc/sys/kernel/random/boot_id"
 	before, err := env.Nodes.Run(ctx, node.Name, bootID)
 	if err != nil {
