@@ -13,6 +13,7 @@ import (
 
 	"github.com/bedfellow/bedfellow/images"
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/progress"
 	"github.com/bedfellow/bedfellow/pkg/results"
 )
 
@@ -120,7 +121,9 @@ func clusterNodes(inv bed.Inventory) (names []string) {
 // kubeconfig: the cluster answers from the host, its certificate checked, while the tunnel is open and no longer.
 func (p place) kubeconfig(t *testing.T) {
 	assert.ElementsMatch(t, clusterNodes(p.inventory(t)), strings.Fields(p.kubectl(t, "get", "nodes", "-o", "name")))
-	assert.NoFileExists(t, filepath.Join(filepath.Dir(p.keyFile()), "kubeconfig"), "it leads nowhere once the tunnel is gone")
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(p.keyFile()), "kubeconfig*"))
+	require.NoError(t, err)
+	assert.Empty(t, left, "it leads nowhere once the tunnel is gone")
 }
 
 // anotherNode: one more joins the cluster while the others stay as they are, and leaves it again.
@@ -133,7 +136,10 @@ func (p place) anotherNode(t *testing.T) {
 	after := p.kubectl(t, "get", "nodes", created)
 	assert.Contains(t, after, strings.TrimSpace(before), "who was there is not joined again")
 	assert.Contains(t, after, "u7s-"+grown.Nodes[n].Name)
-	p.up(t, fmt.Sprintf("nodes=%d", n))
+	_, c := p.up(t, fmt.Sprintf("nodes=%d", n))
+	drained, ok := c.step(progress.Done, "drain "+grown.Nodes[n].Name)
+	assert.True(t, ok, "%s", c)
+	assert.Empty(t, drained.Detail)
 	assert.Equal(t, before, p.kubectl(t, "get", "nodes", created))
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/ansible"
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/remote"
+	"github.com/bedfellow/bedfellow/provision/lima"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
@@ -118,8 +119,16 @@ func (p place) computesWithin(t *testing.T, inv bed.Inventory, wait time.Duratio
 // states are what `bed status` says of each node.
 func (p place) states(t *testing.T) map[string]engine.Machine {
 	t.Helper()
-	var out struct{ Machines []engine.Machine }
+	var out struct {
+		Machines []engine.Machine
+		Profile  string
+	}
 	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "status", "-s", p.stack, "-o", "json").stdout), &out))
+	want := "normal"
+	if strings.HasPrefix(p.stack, "lima") && lima.New(limaRoot(t)).Info().Emulated {
+		want = "slow"
+	}
+	assert.Equal(t, want, out.Profile)
 	found := map[string]engine.Machine{}
 	for _, m := range out.Machines {
 		found[m.Name] = m

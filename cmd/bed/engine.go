@@ -140,11 +140,11 @@ func (a *app) status() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			machines, err := w.Machines(c.Context(), s)
+			machines, profile, err := w.Machines(c.Context(), s)
 			if err != nil {
 				return err
 			}
-			return a.print(map[string]any{"inventory": s.Inventory, "machines": machines}, func() { printStatus(s.Inventory, machines) })
+			return a.print(map[string]any{"inventory": s.Inventory, "profile": profile, "machines": machines}, func() { printStatus(s.Inventory, profile, machines) })
 		},
 	}
 	a.stackFlag(c)
@@ -186,8 +186,8 @@ func hostCPUs(n bed.InventoryNode) string {
 	}
 }
 
-func printStatus(inv bed.Inventory, machines []engine.Machine) {
-	fmt.Printf("bed %s: driver %s, image %s, workload manager %s\n\n", inv.Bed, inv.Driver, inv.Image, inv.WorkloadManager)
+func printStatus(inv bed.Inventory, profile string, machines []engine.Machine) {
+	fmt.Printf("bed %s: driver %s, image %s, workload manager %s, profile %s\n\n", inv.Bed, inv.Driver, inv.Image, inv.WorkloadManager, profile)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	defer w.Flush()
 	fmt.Fprintln(w, "NODE\tROLE\tADDRESS\tSTATE\tDETAIL")

@@ -38,6 +38,9 @@ func (a *app) kubeconfig() *cobra.Command {
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx := c.Context()
+			if _, err := os.Lstat(file); err == nil {
+				return taken(file)
+			}
 			w, s, err := a.standing(ctx)
 			if err != nil {
 				return err
@@ -70,8 +73,10 @@ func (a *app) kubeconfig() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("the kubeconfig of node %s: %w", control.Name, err)
 			}
-			if file == "" {
-				file = filepath.Join(filepath.Dir(w.KeyFile()), "kubeconfig")
+			if file == "" { // others may have one
+				dir := filepath.Dir(w.KeyFile())
+				removeDead(ctx, dir)
+				file = filepath.Join(dir, fmt.Sprint(kubeconfigFile, listener.Addr().(*net.TCPAddr).Port))
 			}
 			if err := writePrivately(file, config); err != nil {
 				return err
@@ -120,12 +125,37 @@ func kubeconfigFor(admin []byte, address string) ([]byte, error) {
 	return yaml.Marshal(config)
 }
 
-// writePrivately writes a file that nobody else may read, whatever was there.
+// kubeconfigFile and the port of its tunnel are what a kubeconfig beside the bed's key is called.
+const kubeconfigFile = "kubeconfig-"
+
+// removeDead removes the kubeconfigs of tunnels that are no more, whose commands were killed.
+func removeDead(ctx context.Context, dir string) {
+	files, _ := filepath.Glob(filepath.Join(dir, kubeconfigFile+"*"))
+	for _, file := range files {
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", "127.0.0.1:"+strings.TrimPrefix(filepath.Base(file), kubeconfigFile))
+		if err != nil {
+			_ = os.Remove(file)
+			continue
+		}
+		_ = c.Close()
+	}
+}
+
+func taken(file string) error {
+	return bed.Problems{{Reason: "--file " + file + ": it is there already, and would be gone when the tunnel ends", Remedy: "name a file that does not exist, or none"}}
+}
+
+// writePrivately writes a file that nobody else may read. One that is there already is somebody's, and stays.
 func writePrivately(path string, data []byte) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return taken(path)
+	}
+	if err != nil {
 		return err
 	}
-	return os.WriteFile(path, data, 0o600)
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
 func withKubeconfig(ctx context.Context, file string, args []string) error {

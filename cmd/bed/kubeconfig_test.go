@@ -1,6 +1,10 @@
 package main
 
 import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -17,6 +21,33 @@ users:
 - name: admin
   user: {client-key-data: S0VZ}
 `
+
+// A file that is there is somebody's; those of tunnels that are no more are nobody's.
+func TestKubeconfigsOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	theirs := filepath.Join(dir, "config")
+	require.NoError(t, os.WriteFile(theirs, []byte("all my clusters"), 0o600))
+	require.ErrorContains(t, writePrivately(theirs, []byte(admin)), "is there already")
+	data, err := os.ReadFile(theirs)
+	require.NoError(t, err)
+	assert.Equal(t, "all my clusters", string(data))
+
+	var files []string
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = l.Close() })
+		files = append(files, filepath.Join(dir, fmt.Sprint(kubeconfigFile, l.Addr().(*net.TCPAddr).Port)))
+		require.NoError(t, writePrivately(files[len(files)-1], []byte(admin)))
+		if len(files) == 1 {
+			require.NoError(t, l.Close())
+		}
+	}
+	removeDead(t.Context(), dir)
+	assert.NoFileExists(t, files[0])
+	assert.FileExists(t, files[1])
+	assert.FileExists(t, theirs)
+}
 
 func TestKubeconfigLeadsToTheTunnelAndStillChecksTheServer(t *testing.T) {
 	got, err := kubeconfigFor([]byte(admin), "127.0.0.1:4711")

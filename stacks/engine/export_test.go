@@ -21,6 +21,8 @@ func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	return kubernetesProblems(spec, on)
 }
 
+func Leaving(inv bed.Inventory, spec bed.Spec) []string { return leaving(inv, spec) }
+
 func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, error) {
 	return asPool(spec, keys, machines)
 }

@@ -14,6 +14,24 @@ import (
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
+func TestWhichNodesAreDrained(t *testing.T) {
+	spec := func(kubernetes string, nodes int) bed.Spec {
+		return bed.Spec{Name: "k", Kubernetes: kubernetes, Pools: []bed.Pool{{Nodes: nodes}}}
+	}
+	inv := bed.Inventory{Bed: "k", Kubernetes: bed.OwnKubernetes}
+	for i := range 3 {
+		inv.Nodes = append(inv.Nodes, bed.InventoryNode{Name: bed.NodeName("k", i), Role: bed.Compute})
+	}
+	inv.Nodes[0].Role = bed.Control
+	assert.Equal(t, []string{"k-02", "k-03"}, engine.Leaving(inv, spec(bed.OwnKubernetes, 1)))
+	assert.Empty(t, engine.Leaving(inv, spec(bed.OwnKubernetes, 3)))
+	assert.Empty(t, engine.Leaving(inv, spec(bed.OwnKubernetes, 4)))
+	assert.Empty(t, engine.Leaving(inv, spec(bed.JobsKubernetes, 1)), "its cluster goes as a whole")
+	other := spec(bed.OwnKubernetes, 1)
+	other.Name = "l"
+	assert.Empty(t, engine.Leaving(inv, other), "it is made anew under another name")
+}
+
 func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 	module, err := filepath.Abs("../../images/kubernetes")
 	require.NoError(t, err)

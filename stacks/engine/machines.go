@@ -23,20 +23,24 @@ type Machine struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// Machines asks the driver and each running node, side by side, in the order of the inventory. It records nothing.
-func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error) {
+// Machines asks the driver and each running node, side by side, in the order of the inventory. It records nothing. The profile is slow where the
+// stack says so or the machines are emulated, and normal elsewhere.
+func (w *Workspace) Machines(ctx context.Context, s Standing) (found []Machine, profile string, err error) {
 	read, on, err := w.reader(ctx, s.Inventory)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	spec, _ := stacks.Parse(w.Stack, w.values)
+	profile = spec.Profile
 	patience := 5 * time.Second
 	if on.Emulated {
+		profile = "slow"
 		patience *= 6
 	}
 	signer, _ := ssh.ParsePrivateKey(s.PrivateKey) // without it, nodes behind another are unreachable, and say why
 	now := s.Inventory                             // where the driver says that its machines are
 	now.Nodes = slices.Clone(now.Nodes)
-	found := make([]Machine, len(now.Nodes))
+	found = make([]Machine, len(now.Nodes))
 	err = remote.Each(ctx, s.Inventory.Nodes, max(on.Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
 		st, err := read(ctx, n.Name)
 		switch {
@@ -51,9 +55,9 @@ func (w *Workspace) Machines(ctx context.Context, s Standing) ([]Machine, error)
 		return nil
 	})
 	if err != nil || !on.SSH {
-		return found, err
+		return found, profile, err
 	}
-	return found, remote.Each(ctx, now.Nodes, max(on.Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
+	return found, profile, remote.Each(ctx, now.Nodes, max(on.Concurrency, 1), func(ctx context.Context, i int, n bed.InventoryNode) error {
 		if found[i].State != string(provision.Running) {
 			return nil
 		}
