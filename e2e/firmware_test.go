@@ -18,7 +18,7 @@ import (
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
-const uefi = "/usr/share/OVMF/OVMF_CODE.fd"
+const uefi = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 
 // TestDiskBootsByItself: the disk of a VM image alone, without its kernel beside it, comes to a login under a BIOS and under UEFI, as
 // oVirt and OpenStack start it. That is every such image that is kept here, and the stack's at least.

@@ -278,6 +278,9 @@ func (s *Store) bakeDir(key string) string { return filepath.Join(s.dir, "bake",
 
 // preflight says what is missing before anything is begun.
 func (s *Store) preflight(r recipe) error {
+	if err := Architecture(r.format); err != nil {
+		return err
+	}
 	var missing, pkgs []string
 	for _, t := range Tools(r.format) {
 		if _, err := exec.LookPath(t.Program); err != nil {

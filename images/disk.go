@@ -39,12 +39,17 @@ const (
 	commandLine = "root=LABEL=" + rootLabel + " rw quiet panic=10 console=tty0 console=ttyS0,115200"
 )
 
+// Architecture tells whether images of a format can be had for this host's processor.
+func Architecture(format bed.ImageFormat) error {
+	if format != bed.Tree && runtime.GOARCH != "amd64" {
+		return fmt.Errorf("%w: disks are made for amd64 only, and this host is %s", ErrMissing, runtime.GOARCH)
+	}
+	return nil
+}
+
 // bootable readies a tree for the disk it will be on: an initial RAM disk that is the same in every bake, what the boot loader
 // starts, the table of file systems.
 func (b *bakery) bootable(ctx context.Context, tree string, epoch time.Time) error {
-	if runtime.GOARCH != "amd64" {
-		return fmt.Errorf("%w: disks are made for amd64 only, and this host is %s", ErrMissing, runtime.GOARCH)
-	}
 	debs, err := b.cache("kernel")
 	if err != nil {
 		return err

@@ -40,8 +40,14 @@ func packages(driver string) []images.Tool {
 	}
 	ssh := images.Tool{Program: "ssh", Package: "openssh-client"}
 	if driver == "lima" {
-		return append(images.Tools(bed.VM), ssh, images.Tool{Program: "qemu-system-x86_64", Package: "qemu-system-x86"},
-			images.Tool{Program: "/usr/share/OVMF/OVMF_CODE.fd", Package: "ovmf"}) // a UEFI, to test that images boot with one
+		tools := []images.Tool{ssh, {Program: "qemu-system-x86_64", Package: "qemu-system-x86"}, {Program: "qemu-img", Package: "qemu-utils"}}
+		if os.Geteuid() != 0 { // whose images root has baked, or a virtual machine bakes
+			return append(tools, images.Tool{Program: "ansible-playbook", Package: "ansible"})
+		}
+		if os.Getenv("CI") == "true" { // a UEFI, to test that images boot with one
+			tools = append(tools, images.Tool{Program: "/usr/share/OVMF/OVMF_CODE_4M.fd", Package: "ovmf"})
+		}
+		return append(images.Tools(bed.VM), tools...)
 	}
 	if driver == "ovirt" || clouds.Is(driver) {
 		return append(images.Tools(bed.VM), ssh)

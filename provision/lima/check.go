@@ -2,6 +2,7 @@ package lima
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -70,14 +72,28 @@ func (d *Driver) Advise(ctx context.Context) []string {
 	if err != nil {
 		return nil
 	}
+	var notes []string
+	if free, ok := freeSpace(existing(d.root)); ok {
+		notes = append(notes, fmt.Sprintf("%s free in %s, where a machine writes %s and more, and %s of memory", free/bed.MiB*bed.MiB, existing(d.root), leastFree, hostMemory()))
+	}
+	for fits := 32; fits > 0; fits-- { // the longest name that a bed may have anywhere
+		name := strings.Repeat("x", fits)
+		if tooLong(d.root, provision.Machine{Name: bed.NodeName(name, 98), Owner: provision.Owner{Bed: name}}) == nil {
+			notes = append(notes, fmt.Sprintf("names of beds may have %d characters, for the sockets in %s", fits, d.root))
+			break
+		}
+	}
 	note := d.probe(ctx, a).note()
 	if note == "" {
-		return nil
+		return notes
 	}
 	if qemu, err := exec.LookPath(qemuCommand()); err == nil && a != nil && runGuest(ctx, qemu, "kvm", "host", nil) == nil {
 		note += fmt.Sprintf(". Root can use it, so let %s: usermod -aG kvm %s", a, d.account)
 	}
-	return []string{note}
+	if a == nil && errors.Is(unix.Access("/dev/kvm", unix.R_OK|unix.W_OK), unix.EACCES) {
+		note += ". You may not open /dev/kvm: sudo usermod -aG kvm $USER, and log in again"
+	}
+	return append(notes, note)
 }
 
 // Fit tells which of the machines the host cannot hold.

@@ -62,7 +62,7 @@ func checkDriver(ctx context.Context, spec bed.Spec) (provision.Driver, bed.Prob
 	if fitter, ok := d.(provision.Fitter); ok {
 		var list []provision.Machine
 		for _, n := range spec.Nodes() {
-			list = append(list, provision.Machine{Name: n.Name, Index: n.Index, Role: n.Role, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Network: spec.Network})
+			list = append(list, provision.Machine{Name: n.Name, Owner: provision.Owner{Bed: spec.Name}, Index: n.Index, Role: n.Role, CPUs: n.CPUs, Memory: n.Memory, Disk: n.Disk, Network: spec.Network})
 		}
 		problems = append(problems, fitter.Fit(ctx, list)...)
 	}
@@ -85,7 +85,10 @@ func (w *Workspace) foreign(ctx context.Context, d provision.Beds, name string) 
 // CheckHost finds what this host lacks to make beds by the driver, or in the cloud.
 func CheckHost(ctx context.Context, d provision.Beds) []bed.Problem {
 	problems := d.Check(ctx)
-	if d.Info().Image != "" {
+	if format := d.Info().Image; format != "" {
+		if err := images.Architecture(format); err != nil && !clouds.Is(d.Info().Name) { // clouds have images of their own
+			problems = append(problems, bed.Problem{Key: "driver", Value: d.Info().Name, Reason: err.Error(), Remedy: "use a host with that processor, or -c driver=nspawn", Host: true})
+		}
 		problems = append(problems, bakeTools()...)
 	}
 	return problems
