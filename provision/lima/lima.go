@@ -107,7 +107,12 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 	defer func() { step.EndWith(fmt.Sprintf("%s:%d", st.Address, st.Port), err) }()
 	home := d.home(m.Owner.Bed)
 	if n, ok := keeps(home, m); ok {
-		if err = d.restart(ctx, step, h, home, n, m); err == nil || ctx.Err() != nil {
+		ran := false
+		if ran, err = d.restart(ctx, step, h, home, n, m); err == nil || ctx.Err() != nil {
+			return d.status(home, m.Name), err
+		}
+		if !ran {
+			err = fmt.Errorf("%w\n  The node's disk is kept: `bed up` tries again with it, and makes the node anew after `LIMA_HOME=%s limactl delete -f %s`", err, home, m.Name)
 			return d.status(home, m.Name), err
 		}
 		progress.Note(ctx, "node %s did not come up with the disk it had, and is made anew: %v", m.Name, err)
@@ -188,19 +193,21 @@ func keeps(home string, m provision.Machine) (nodeRecord, bool) {
 	return n, err == nil
 }
 
-// restart starts a machine with the disk it has, after whatever is left of its last run. When the context ends, it is stopped.
-func (d *Driver) restart(ctx context.Context, step *progress.Step, h host, home string, n nodeRecord, m provision.Machine) error {
-	err := stop(ctx, home, m.Name, mendTimeout)
+// restart starts a machine with the disk it has, after whatever is left of its last run. When the context ends, it is stopped. One that ran and could
+// not be reached has a disk that is good for nothing; one that did not run may lack what the host lacks.
+func (d *Driver) restart(ctx context.Context, step *progress.Step, h host, home string, n nodeRecord, m provision.Machine) (ran bool, err error) {
+	err = stop(ctx, home, m.Name, mendTimeout)
 	if err == nil {
 		err = d.boot(ctx, step, h, home, m)
 	}
 	if err != nil {
+		ran = look(home, m.Name).machine
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteTimeout)
 		defer cancel()
-		return errors.Join(err, kill(clean, home, func(p process) bool { return p.of(home, m.Name) }))
+		return ran, errors.Join(err, kill(clean, home, func(p process) bool { return p.of(home, m.Name) }))
 	}
 	n.Expires = m.Expires
-	return writeNode(home, m.Name, n)
+	return true, writeNode(home, m.Name, n)
 }
 
 // stop has the guest shut down within a time, where it can still be asked, and ends what is left.

@@ -412,7 +412,7 @@ func TestReboot(t *testing.T) {
 	h.clean(t)
 }
 
-// A machine that does not come up with the disk it had is made anew.
+// A machine that cannot be started keeps its disk, and comes up with it when it can; one that runs with it and cannot be reached is made anew.
 func TestRestartFails(t *testing.T) {
 	h := newFakeHost(t)
 	m := h.machine(t, 0)
@@ -420,9 +420,20 @@ func TestRestartFails(t *testing.T) {
 	require.NoError(t, err)
 	killNamed(t, h.home(), m.Name, "qemu-system")
 	h.fault(t, m.Name, "fail", 1)
+	_, err = h.driver().Create(t.Context(), m)
+	require.ErrorContains(t, err, "no space left on device")
+	require.ErrorContains(t, err, "disk is kept")
+	st, err := h.driver().Create(t.Context(), m)
+	require.NoError(t, err)
+	assert.Equal(t, first.Incarnation, st.Incarnation)
+
+	killNamed(t, h.home(), m.Name, "qemu-system")
+	h.fault(t, m.Name, "deaf", 1)
 	var notes []string
 	ctx := progress.With(t.Context(), func(e progress.Event) { notes = append(notes, e.Detail) })
-	st, err := h.driver().Create(ctx, m)
+	d := h.driver()
+	d.SetBootTimeout(5 * time.Second)
+	st, err = d.Create(ctx, m)
 	require.NoError(t, err)
 	assert.NotEqual(t, first.Incarnation, st.Incarnation)
 	assert.Contains(t, strings.Join(notes, "\n"), "made anew")
