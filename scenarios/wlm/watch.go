@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bedfellow/bedfellow/pkg/remote"
@@ -41,6 +42,7 @@ type waiter struct {
 	desk   desk
 	nodes  Nodes
 	timing timing
+	took   atomic.Int64 // the last look at a job, in nanoseconds
 
 	mu   sync.Mutex
 	jobs map[ID]submitted
@@ -118,7 +120,7 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 	for {
 		var err error
 		if !still || o.Host == "" {
-			o, err = w.desk.ask(ctx, id)
+			o, err = w.ask(ctx, id)
 		}
 		if err == nil && o.Host == "" {
 			err = w.desk.expand(ctx, &o)
@@ -149,12 +151,24 @@ func (w *waiter) Attach(ctx context.Context, id ID, out io.Writer) error {
 	}
 }
 
-// pause lets pass some time of a job that was begun to be looked at then: little at first, for short jobs, and more later, since looking takes CPU
-// time that the job may want.
+// ask looks at a job, and remembers how long that took.
+func (w *waiter) ask(ctx context.Context, id ID) (Outcome, error) {
+	start := time.Now()
+	o, err := w.desk.ask(ctx, id)
+	w.took.Store(int64(time.Since(start)))
+	return o, err
+}
+
+// longestPause is that between two looks at a job that take seconds themselves, on emulated nodes that have a lot to do.
+const longestPause = 10 * time.Second
+
+// pause lets pass some time of a job that was begun to be looked at then: little at first, for short jobs, and more later and where looking takes long,
+// since it takes CPU time that the job may want.
 func (w *waiter) pause(ctx context.Context, begin time.Time) {
+	most := max(w.timing.poll, min(longestPause, 10*time.Duration(w.took.Load())))
 	select {
 	case <-ctx.Done():
-	case <-time.After(min(w.timing.poll, max(50*time.Millisecond, time.Since(begin)/20))):
+	case <-time.After(min(most, max(50*time.Millisecond, time.Since(begin)/20))):
 	}
 }
 
@@ -181,7 +195,7 @@ func (w *waiter) watch(ctx context.Context, id ID, until func(Outcome) bool, pau
 	heard, able := begin, begin // when the manager last answered; when the bed last had the nodes
 	var ran time.Time
 	for {
-		o, err := w.desk.ask(ctx, id)
+		o, err := w.ask(ctx, id)
 		now := time.Now()
 		switch {
 		case ctx.Err() != nil:
