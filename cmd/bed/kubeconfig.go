@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,6 +65,10 @@ func (a *app) kubeconfig() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("reading the kubeconfig on node %s: %w; see `bed ssh %s -s %s -- docker ps -a`", control.Name, err, control.Name, w.Stack)
 			}
+			beside := filepath.Dir(w.KeyFile())
+			if err := removeDead(ctx, beside); err != nil {
+				return err
+			}
 			listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 			if err != nil {
 				return fmt.Errorf("listening for kubectl: %w; choose another with --port", err)
@@ -74,9 +79,8 @@ func (a *app) kubeconfig() *cobra.Command {
 				return fmt.Errorf("the kubeconfig of node %s: %w", control.Name, err)
 			}
 			if file == "" { // others may have one
-				dir := filepath.Dir(w.KeyFile())
-				removeDead(ctx, dir)
-				file = filepath.Join(dir, fmt.Sprint(kubeconfigFile, listener.Addr().(*net.TCPAddr).Port))
+				file = filepath.Join(beside, fmt.Sprint(kubeconfigFile, listener.Addr().(*net.TCPAddr).Port))
+				_ = os.Remove(file) // of a tunnel that had the port before
 			}
 			if err := writePrivately(file, config); err != nil {
 				return err
@@ -129,16 +133,17 @@ func kubeconfigFor(admin []byte, address string) ([]byte, error) {
 const kubeconfigFile = "kubeconfig-"
 
 // removeDead removes the kubeconfigs of tunnels that are no more, whose commands were killed.
-func removeDead(ctx context.Context, dir string) {
-	files, _ := filepath.Glob(filepath.Join(dir, kubeconfigFile+"*"))
+func removeDead(ctx context.Context, dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, kubeconfigFile+"*"))
 	for _, file := range files {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", "127.0.0.1:"+strings.TrimPrefix(filepath.Base(file), kubeconfigFile))
-		if err != nil {
-			_ = os.Remove(file)
-			continue
+		c, errDial := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", "127.0.0.1:"+strings.TrimPrefix(filepath.Base(file), kubeconfigFile))
+		if errDial == nil {
+			_ = c.Close()
+		} else if errors.Is(errDial, syscall.ECONNREFUSED) {
+			err = errors.Join(err, os.Remove(file))
 		}
-		_ = c.Close()
 	}
+	return err
 }
 
 func taken(file string) error {

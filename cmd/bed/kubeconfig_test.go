@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -43,7 +44,11 @@ func TestKubeconfigsOfOthers(t *testing.T) {
 			require.NoError(t, l.Close())
 		}
 	}
-	removeDead(t.Context(), dir)
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.NoError(t, removeDead(cancelled, dir))
+	assert.FileExists(t, files[0], "who asks no more has no answer")
+	require.NoError(t, removeDead(t.Context(), dir))
 	assert.NoFileExists(t, files[0])
 	assert.FileExists(t, files[1])
 	assert.FileExists(t, theirs)

@@ -244,7 +244,8 @@ func sshConfig(dir string, slow bool) string {
 `, dir, connect, alive)
 }
 
-// config is Ansible's configuration for a run. On ssh's command line is also what Ansible would set there otherwise.
+// config is Ansible's configuration for a run. On ssh's command line is also what Ansible would set there otherwise. Nodes log no tasks, whose standard
+// input may be secret.
 func config(dir string, forks int, slow bool) string {
 	connect, alive := waits(slow)
 	return fmt.Sprintf(`[defaults]
@@ -258,6 +259,7 @@ callback_plugins = %[2]s/callback
 stdout_callback = bedfellow
 retry_files_enabled = False
 deprecation_warnings = False
+no_target_syslog = True
 timeout = %[4]d
 [ssh_connection]
 pipelining = True

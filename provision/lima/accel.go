@@ -33,6 +33,8 @@ type accelRecord struct {
 	Of     string `json:"of"`
 	KVM    bool   `json:"kvm"`
 	Reason string `json:"reason,omitempty"`
+	// Until is for an answer that may have been for lack of time.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // probe finds whether the CPU itself can run guests for the account. /dev/kvm may be there and open, and still no guest run: on
@@ -47,14 +49,20 @@ func (d *Driver) probe(ctx context.Context, a *account) accel {
 	}
 	file := filepath.Join(d.root, "accel.json")
 	of := probeKey(qemu, a)
-	if r, err := readJSON[accelRecord](file); err == nil && r.Of == of {
+	if r, err := readJSON[accelRecord](file); err == nil && r.Of == of && (r.Until.IsZero() || time.Now().Before(r.Until)) {
 		return accel{KVM: r.KVM, Reason: r.Reason, qemu: qemu}
 	}
 	r := accelRecord{Of: of, KVM: true}
-	answered := true // and not for lack of time or room, which pass
+	answered := true
 	if err := runGuest(ctx, qemu, "kvm", "host", a); err != nil {
 		r.KVM, r.Reason = false, err.Error()
-		answered = errors.As(err, new(refusal))
+		switch {
+		case errors.As(err, new(refusal)):
+		case errors.Is(err, errSilent):
+			r.Until = time.Now().Add(time.Hour)
+		default: // for lack of room, say, which passes
+			answered = false
+		}
 	}
 	if answered && os.MkdirAll(d.root, 0o755) == nil {
 		_ = writeJSON(file, r) // without it the next command probes again
@@ -79,7 +87,7 @@ func probeKey(qemu string, a *account) string {
 
 // runGuest boots a guest of a few instructions with the accelerator. nil says that they ran.
 func runGuest(ctx context.Context, qemu, accelerator, cpu string, a *account) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, fmt.Errorf("the guest ran nothing within %s", probeTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, errSilent)
 	defer cancel()
 	h := host{account: a, limactl: qemu}
 	if runtime.GOARCH != "amd64" { // the guest below is for a PC: elsewhere it must do that QEMU can make the CPUs
@@ -116,6 +124,9 @@ func runGuest(ctx context.Context, qemu, accelerator, cpu string, a *account) er
 	return plain(err)
 }
 
+// errSilent is a guest that did nothing, of a KVM that runs none or a host that is busy.
+var errSilent = fmt.Errorf("the guest ran nothing within %s", probeTimeout)
+
 // refusal is what QEMU said that ended by itself.
 type refusal string
 
@@ -130,6 +141,9 @@ func plain(err error) error {
 	text = strings.TrimPrefix(text[strings.LastIndex(text, "\n")+1:], "qemu-system-x86_64: ")
 	if _, said, ok := strings.Cut(text, "`: "); ok { // one line only: what follows the command
 		text = said
+	}
+	if errors.Is(err, errSilent) {
+		return errSilent
 	}
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
 		return refusal(text)

@@ -96,6 +96,15 @@ func (h host) command(home, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// byHand is what a person types to run limactl in a LIMA_HOME.
+func (h host) byHand(home string, args ...string) string {
+	words := append([]string{"LIMA_HOME=" + home, h.limactl}, args...)
+	if h.account != nil {
+		words = append([]string{"sudo", "-u", h.account.name}, words...)
+	}
+	return strings.Join(words, " ")
+}
+
 // Limactl runs limactl in a LIMA_HOME to its end, as the driver runs it: as the account that Lima runs as, and with the acceleration that
 // the host has. It returns what was printed. The error holds what limactl complained of, or says what this host lacks.
 func (d *Driver) Limactl(ctx context.Context, home string, args ...string) (string, error) {

@@ -112,7 +112,7 @@ func (d *Driver) Create(ctx context.Context, m provision.Machine) (st provision.
 			return d.status(home, m.Name), err
 		}
 		if !ran {
-			err = fmt.Errorf("%w\n  The node's disk is kept: `bed up` tries again with it, and makes the node anew after `LIMA_HOME=%s limactl delete -f %s`", err, home, m.Name)
+			err = fmt.Errorf("%w\n  The node's disk is kept: `bed up` tries again with it, and makes the node anew after `%s`", err, h.byHand(home, "delete", "-f", m.Name))
 			return d.status(home, m.Name), err
 		}
 		progress.Note(ctx, "node %s did not come up with the disk it had, and is made anew: %v", m.Name, err)

@@ -20,7 +20,7 @@ import (
 	"github.com/bedfellow/bedfellow/provision"
 )
 
-// launchTimeout bounds the part of a start that holds the bed's lock: the network, the key pair, the cloud-init disk, QEMU.
+// launchTimeout bounds the part of a start that holds the bed's lock: the network, the cloud-init disk, QEMU.
 const launchTimeout = 2 * time.Minute
 
 // register makes the bed's LIMA_HOME and writes the bed and the node down. What there was of the node is removed.
@@ -45,7 +45,7 @@ func (d *Driver) register(ctx context.Context, h host, m provision.Machine) (hom
 	if _, errRecord := os.Stat(own(home, m.Name+".json")); errRecord != nil {
 		if _, err := os.Lstat(instance(home, m.Name)); err == nil {
 			return home, n, fmt.Errorf("node %s: there is a Lima instance of that name at %s that bedfellow did not make; it was not touched. "+
-				"Remove it with `LIMA_HOME=%s limactl delete %s`, or give the bed another name with -c name=…", m.Name, instance(home, m.Name), home, m.Name)
+				"Remove it with `%s`, or give the bed another name with -c name=…", m.Name, instance(home, m.Name), h.byHand(home, "delete", m.Name))
 		}
 	}
 	if err != nil || b.Owner != m.Owner { // none, a torn one, or one of an earlier life, whose state was lost
@@ -292,13 +292,16 @@ func (d *Driver) launch(ctx context.Context, step *progress.Step, h host, home s
 			}
 		case err := <-answers:
 			if err == nil {
+				if deadline, ok := ctx.Deadline(); ok { // a machine that answers is not given up
+					grace = min(grace, time.Until(deadline)*3/4)
+				}
 				enough = time.After(grace)
 			}
 		case <-enough:
 			_ = cmd.Process.Kill() // limactl alone: its hostagent and the machine have groups of their own
 			<-ended
 			progress.Note(ctx, "node %s answers, and for %s Lima has waited for something else of it: %s. Lima is not waited for any more; %s tells more",
-				node, grace, message(said), filepath.Join(instance(home, node), "ha.stderr.log"))
+				node, grace.Round(time.Millisecond), message(said), filepath.Join(instance(home, node), "ha.stderr.log"))
 			return nil
 		}
 	}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -68,7 +69,10 @@ func (w *Workspace) drain(ctx context.Context, s *session) (stay func()) {
 			return err
 		}
 		defer client.Close()
-		_, err = client.Run(ctx, fmt.Sprintf("usernetes kubectl %s u7s-%s", arguments, strings.Join(names, " u7s-")))
+		for _, name := range names { // kubectl gives up on all, if it has not heard of one
+			_, errOne := client.Run(ctx, fmt.Sprintf("usernetes kubectl %s u7s-%s", arguments, name))
+			err = errors.Join(err, errOne)
+		}
 		return err
 	}
 	all := strings.Join(names, ", ")
