@@ -3,6 +3,7 @@ package wlm
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -15,23 +16,27 @@ type slow struct {
 	cost time.Duration
 }
 
-func (s slow) ask(context.Context, ID) (Outcome, error) {
-	time.Sleep(s.cost)
+func (s slow) ask(ctx context.Context, _ ID) (Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cost)
+	defer cancel()
+	<-ctx.Done()
 	return Outcome{State: Running}, nil
 }
 
 func TestLooksThatTakeLongAreFew(t *testing.T) {
-	long := time.Now().Add(-time.Hour) // when the job was begun
-	for look, least := range map[time.Duration]time.Duration{0: 10 * time.Millisecond, 30 * time.Millisecond: 300 * time.Millisecond} {
-		w := waiter{desk: slow{cost: look}, timing: timing{poll: 10 * time.Millisecond}}
-		_, err := w.ask(t.Context(), "1")
-		require.NoError(t, err)
-		start := time.Now()
-		w.pause(t.Context(), long)
-		assert.GreaterOrEqual(t, time.Since(start), least)
-		assert.Less(t, time.Since(start), least+5*time.Second)
-		start = time.Now()
-		w.pause(t.Context(), time.Now())
-		assert.Less(t, time.Since(start), 250*time.Millisecond, "a short job is over soon")
+	for look, want := range map[time.Duration]time.Duration{
+		time.Millisecond: time.Second, 300 * time.Millisecond: 3 * time.Second, 5 * time.Second: longestPause,
+	} {
+		synctest.Test(t, func(t *testing.T) { // its clock stands still but for waits
+			w := waiter{desk: slow{cost: look}, timing: timing{poll: time.Second}}
+			_, err := w.ask(t.Context(), "1")
+			require.NoError(t, err)
+			start := time.Now()
+			w.pause(t.Context(), start.Add(-time.Hour))
+			assert.Equal(t, want, time.Since(start))
+			start = time.Now()
+			w.pause(t.Context(), start)
+			assert.Equal(t, 50*time.Millisecond, time.Since(start), "a short job is over soon")
+		})
 	}
 }
