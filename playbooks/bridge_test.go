@@ -150,9 +150,10 @@ func TestTheBridgeOfAHost(t *testing.T) {
 	}, strings.Split(strings.TrimSpace(string(out)), "\n"))
 }
 
-// What configures a node is run with files and a systemctl of the test's: what Docker is started by, and the bridge, follow the network, and what
-// another network asked for is gone.
-func TestANodeIsConfiguredForItsNetwork(t *testing.T) {
+// configured runs what configures a node, with a /etc and a systemctl of the test's for which services are as is says, and returns what reads a file
+// that it has made.
+func configured(t *testing.T, is string, vars map[string]any) func(name string) string {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		hosttest.Lacks(t, "root, who mounts other files over /etc")
 	}
@@ -172,6 +173,43 @@ func TestANodeIsConfiguredForItsNetwork(t *testing.T) {
 		}
 		return err
 	}))
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "systemctl"), []byte(`#!/bin/sh
+set -- $* ; was="`+is+`"
+case "$1" in
+is-enabled) echo "${was% *}"; [ "${was% *}" = enabled ] ;;
+is-active) echo "${was#* }"; [ "${was#* }" = active ] ;;
+show) printf 'LoadState=loaded\nActiveState=%s\nUnitFileState=%s\n' "${was#* }" "${was% *}" ;;
+*) echo "$1 $2" >>"`+dir+`/done" ;;
+esac
+`), 0o755))
+	_, err := ansible.Run{
+		Playbooks: files, Playbook: "configure.yml", Env: []string{"PATH=" + dir + ":" + os.Getenv("PATH")},
+		Prefix: []string{"unshare", "--mount", "--propagation", "private", "sh", "-euc", `
+out=$1; shift
+mkdir "$out/kept" "$out/tmp"
+mount -t tmpfs tmpfs "$out/tmp"
+mkdir "$out/tmp/up" "$out/tmp/work"
+mount -t overlay -o "lowerdir=/etc,upperdir=$out/tmp/up,workdir=$out/tmp/work" overlay /etc
+mkdir -p /etc/bedfellow/usernetes/patches /etc/systemd/user/docker.service.d
+"$@"
+cp /etc/bedfellow/usernetes/* /etc/systemd/user/docker.service.d/usernetes.conf "$out/kept" 2>/dev/null || true`, "sh", dir},
+		ExtraVars: vars,
+		Inventory: map[string]any{
+			"control": map[string]any{"hosts": map[string]any{"k-01": map[string]any{"ansible_connection": "local", "bed_address": "10.0.0.1"}}},
+			"compute": map[string]any{"hosts": map[string]any{}},
+		},
+	}.Do(t.Context())
+	require.NoError(t, err)
+	return func(name string) string {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		return string(data)
+	}
+}
+
+// What Docker is started by, and the bridge, follow the network, and what another network asked for is gone.
+func TestANodeIsConfiguredForItsNetwork(t *testing.T) {
 	for network, want := range map[string]struct {
 		has, hasNot []string
 		systemctl   []string
@@ -182,40 +220,8 @@ func TestANodeIsConfiguredForItsNetwork(t *testing.T) {
 		"lxc-user-nic": {[]string{"NET=lxc-user-nic", "--lxc-user-nic-bridge=usernetes-br", "ExecStartPost=-/usr/local/bin/usernetes straight"}, []string{"PORT_DRIVER"}, []string{"enable", "start"}, "198.18.0.1"},
 	} {
 		t.Run(network, func(t *testing.T) {
-			dir := t.TempDir()
 			is := map[string]string{"enable": "disabled inactive", "disable": "enabled active"}[want.systemctl[0]]
-			require.NoError(t, os.WriteFile(filepath.Join(dir, "systemctl"), []byte(`#!/bin/sh
-set -- $* ; was="`+is+`"
-case "$1" in
-is-enabled) echo "${was% *}"; [ "${was% *}" = enabled ] ;;
-is-active) echo "${was#* }"; [ "${was#* }" = active ] ;;
-show) printf 'LoadState=loaded\nActiveState=%s\nUnitFileState=%s\n' "${was#* }" "${was% *}" ;;
-*) echo "$1 $2" >>"`+dir+`/done" ;;
-esac
-`), 0o755))
-			_, err := ansible.Run{
-				Playbooks: files, Playbook: "configure.yml", Env: []string{"PATH=" + dir + ":" + os.Getenv("PATH")},
-				Prefix: []string{"unshare", "--mount", "--propagation", "private", "sh", "-euc", `
-out=$1; shift
-mkdir "$out/kept" "$out/tmp"
-mount -t tmpfs tmpfs "$out/tmp"
-mkdir "$out/tmp/up" "$out/tmp/work"
-mount -t overlay -o "lowerdir=/etc,upperdir=$out/tmp/up,workdir=$out/tmp/work" overlay /etc
-mkdir -p /etc/bedfellow/usernetes/patches /etc/systemd/user/docker.service.d
-"$@"
-cp /etc/bedfellow/usernetes/* /etc/systemd/user/docker.service.d/usernetes.conf "$out/kept" 2>/dev/null || true`, "sh", dir},
-				ExtraVars: map[string]any{"bed_name": "k", "bed_kubernetes_network": network, "bed_kubernetes_mtu": 1500},
-				Inventory: map[string]any{
-					"control": map[string]any{"hosts": map[string]any{"k-01": map[string]any{"ansible_connection": "local", "bed_address": "10.0.0.1"}}},
-					"compute": map[string]any{"hosts": map[string]any{}},
-				},
-			}.Do(t.Context())
-			require.NoError(t, err)
-			kept := func(name string) string {
-				data, err := os.ReadFile(filepath.Join(dir, name))
-				require.NoError(t, err)
-				return string(data)
-			}
+			kept := configured(t, is, map[string]any{"bed_name": "k", "bed_kubernetes_network": network, "bed_kubernetes_mtu": 1500})
 			for _, has := range want.has {
 				assert.Contains(t, kept("kept/usernetes.conf"), has)
 			}

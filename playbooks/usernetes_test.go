@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
 
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/playbooks"
@@ -122,4 +124,78 @@ func TestJobsBeginAtOnce(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(dir, ".local/state/usernetes/*"))
 	require.NoError(t, err)
 	assert.Empty(t, left)
+}
+
+// What kubeadm is told where CPUs are emulated, and not told elsewhere, where it is as upstream has it.
+func TestASlowNodesKubernetesDoesLess(t *testing.T) {
+	type argument struct{ Name, Value string }
+	type component struct {
+		ExtraEnvs []argument `yaml:"extraEnvs"`
+		ExtraArgs []argument `yaml:"extraArgs"`
+	}
+	for _, slow := range []bool{false, true} {
+		t.Run(fmt.Sprint(slow), func(t *testing.T) {
+			kept := configured(t, "disabled inactive", map[string]any{"bed_name": "k", "bed_kubernetes_network": "slirp4netns", "bed_kubernetes_mtu": 1500, "bed_slow": slow})
+			var cluster *struct {
+				APIServer         component `yaml:"apiServer"`
+				ControllerManager component `yaml:"controllerManager"`
+				Scheduler         component
+				Etcd              struct{ Local component }
+			}
+			for _, document := range strings.Split(kept("kept/init.yaml"), "\n---\n") {
+				if strings.Contains(document, "kind: ClusterConfiguration") {
+					require.NoError(t, yaml.Unmarshal([]byte(strings.ReplaceAll(document, "@", "")), &cluster), document)
+				}
+			}
+			require.NotNil(t, cluster)
+			var environment []argument
+			said := `USERNETES_GO=""`
+			if slow {
+				environment = []argument{{"GOMAXPROCS", "1"}, {"GOGC", "200"}}
+				said = `USERNETES_GO="GOGC=200 GOMAXPROCS=1"`
+			}
+			for name, c := range map[string]component{"API server": cluster.APIServer, "controller manager": cluster.ControllerManager, "scheduler": cluster.Scheduler, "etcd": cluster.Etcd.Local} {
+				assert.Equal(t, environment, c.ExtraEnvs, name)
+			}
+			assert.Equal(t, slow, slices.Contains(cluster.Etcd.Local.ExtraArgs, argument{"watch-progress-notify-interval", "1m"}))
+			assert.Equal(t, slow, strings.Contains(kept("kept/flannel.yaml"), "--iptables-resync=60']"))
+			assert.Contains(t, kept("kept/node.env"), said)
+		})
+	}
+}
+
+// The controller manager is started when the API server answers, and not at all when kubeadm failed before.
+func TestControllersComeAfterTheAPIServer(t *testing.T) {
+	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/node")
+	require.NoError(t, err)
+	text := string(script)
+	part := func(from, to string) string {
+		i, j := strings.Index(text, "\n"+from), strings.Index(text, "\n"+to)
+		require.True(t, 0 < i && i < j, from)
+		return text[i:j]
+	}
+	functions := part("# until_true", "# left is") + part("# The controller manager", "# What an attempt")
+	for fails, want := range map[string]string{
+		"no":  "etcd and API server, asked in vain, asked, the rest",
+		"yes": "etcd and API server, failed",
+	} {
+		out, err := exec.Command("sh", "-euc", `
+end=$(($(date +%s) + 60)) DEADLINE=60 POLL=0.01 USERNETES_SUBNET=10.100.0 USERNETES_PORT=6443 USERNETES_GO=GOGC=200
+dir=$1 fails=$2
+# Fakes, of which the API server answers when it is asked a second time.
+kubeadm() {
+	case $*, in
+	*,control-plane/apiserver,*,kubelet-finalize,) echo -n ", the rest" ;;
+	*control-plane/controller-manager,*) echo -n "etcd and API server"; [ "$fails" = no ] ;;
+	esac
+}
+busybox() { [ "$*" = "nc -w 5 10.100.0.100 6443" ]; }
+kubectl() { if [ -e "$dir/asked" ]; then echo -n ", asked" >&3; else touch "$dir/asked"; echo -n ", asked in vain" >&3; return 1; fi; }
+`+functions+`
+exec 3>&1
+control_plane || echo -n ", failed"
+`, "sh", t.TempDir(), fails).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		assert.Equal(t, want, string(out))
+	}
 }
