@@ -44,16 +44,17 @@ func TestKubernetes(t *testing.T) {
 	t.Run("selftest", p.kubernetesSelftest)
 	t.Run("shared node", p.shared)
 	t.Run("job killed", p.killed)
+	t.Run("workflow", p.workflow)
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T)
 	}{
-		{"workflow", p.workflow}, {"its own again", p.ownAgain}, {"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods},
+		{"its own again", p.ownAgain}, {"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods},
 		{"LAMMPS beside Kubernetes", p.beside}, {"on the hosts' bridge", p.bridged},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
-				t.Skip("CI has time for one emulated machine's bring-up and selftest, and a job's cluster half made; `make e2e-full STACK=lima-ci` does this, on two")
+				t.Skip("CI has time for one emulated machine's bring-up and selftest, a job's cluster half made and a workflow; `make e2e-full STACK=lima-ci` does this, on two")
 			}
 			s.run(t)
 		})

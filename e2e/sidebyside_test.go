@@ -27,7 +27,7 @@ func TestSideBySide(t *testing.T) {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
 	}
 	if !*fullFlag {
-		t.Skip("CI has time for one such job on one emulated machine, where TestKubernetes kills it; `make e2e-full STACK=lima-ci` has them on two")
+		t.Skip("CI has time for two such jobs on one emulated machine, TestKubernetes' workflow and one that is killed; `make e2e-full STACK=lima-ci` has them on two")
 	}
 	p := newPlace(t, "sidebyside", *stackFlag, "e2e-side")
 	p.bundled(t)
