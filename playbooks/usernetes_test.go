@@ -164,7 +164,8 @@ func TestASlowNodesKubernetesDoesLess(t *testing.T) {
 	}
 }
 
-// The controller manager is started when the API server answers, and not at all when kubeadm failed before.
+// The controller manager is started when the API server answers, and not at all when that never does or kubeadm failed before, of which what runs
+// in the node is told.
 func TestControllersComeAfterTheAPIServer(t *testing.T) {
 	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/node")
 	require.NoError(t, err)
@@ -174,28 +175,50 @@ func TestControllersComeAfterTheAPIServer(t *testing.T) {
 		require.True(t, 0 < i && i < j, from)
 		return text[i:j]
 	}
-	functions := part("# until_true", "# left is") + part("# The controller manager", "# What an attempt")
+	functions := part("# until_true", "# left is") + part("# The controller manager", "# What an attempt") + part("init() {", "token() {")
 	for fails, want := range map[string]string{
-		"no":  "etcd and API server, asked in vain, asked, the rest",
-		"yes": "etcd and API server, failed",
+		"no":         "etcd and API server, asked in vain, asked, the rest, addons, asked",
+		"kubeadm":    "etcd and API server, containers, logs",
+		"API server": "etcd and API server, containers, logs",
 	} {
-		out, err := exec.Command("sh", "-euc", `
-end=$(($(date +%s) + 60)) DEADLINE=60 POLL=0.01 USERNETES_SUBNET=10.100.0 USERNETES_PORT=6443 USERNETES_GO=GOGC=200
+		t.Run(fails, func(t *testing.T) {
+			dir := t.TempDir()
+			out, err := exec.Command("sh", "-euc", `
+DEADLINE=1 POLL=0.01 USERNETES_SUBNET=10.100.0 USERNETES_PORT=6443 USERNETES_GO=GOGC=200
 dir=$1 fails=$2
-# Fakes, of which the API server answers when it is asked a second time.
+[ "$fails" = "API server" ] || DEADLINE=60
+log() { echo -n ", $*" >&3; }
+alone() { end=$(($(date +%s) + DEADLINE)); }
+clear_remains() { :; }
+go_as_told() { :; }
+filled_in() { :; }
+addons() { log addons; }
+# Fakes, of which the API server answers when it is asked a second time, or never.
 kubeadm() {
 	case $*, in
-	*,control-plane/apiserver,*,kubelet-finalize,) echo -n ", the rest" ;;
-	*control-plane/controller-manager,*) echo -n "etcd and API server"; [ "$fails" = no ] ;;
+	*,control-plane/apiserver,*,kubelet-finalize,) log the rest ;;
+	*control-plane/controller-manager,*) echo -n "etcd and API server" >&3; [ "$fails" != kubeadm ] ;;
 	esac
 }
-busybox() { [ "$*" = "nc -w 5 10.100.0.100 6443" ]; }
-kubectl() { if [ -e "$dir/asked" ]; then echo -n ", asked" >&3; else touch "$dir/asked"; echo -n ", asked in vain" >&3; return 1; fi; }
-`+functions+`
-exec 3>&1
-control_plane || echo -n ", failed"
-`, "sh", t.TempDir(), fails).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		assert.Equal(t, want, string(out))
+timeout() { shift; "$@"; }
+busybox() { [ "$*" = "nc -w 5 10.100.0.100 6443" ] && [ "$fails" != "API server" ]; }
+kubectl() {
+	case $* in *readyz*) ;; *) return ;; esac
+	if [ -e "$dir/asked" ]; then log asked; else touch "$dir/asked"; log asked in vain; return 1; fi
+}
+ctr() { log containers; }
+tail() { log logs; }
+`+strings.NewReplacer("/etc/kubernetes", dir, "/run/", dir+"/").Replace(functions)+`
+exec 3>"$dir/log"
+init
+`, "sh", dir, fails).CombinedOutput()
+			assert.Equal(t, map[string]string{
+				"no": "changed\n", "kubeadm": "", "API server": "usernetes: after 1 s the API server does not answer: \n",
+			}[fails], string(out))
+			assert.Equal(t, fails == "no", err == nil, "%v", err)
+			log, err := os.ReadFile(filepath.Join(dir, "log"))
+			require.NoError(t, err)
+			assert.Equal(t, want, string(log))
+		})
 	}
 }

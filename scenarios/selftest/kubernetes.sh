@@ -18,7 +18,7 @@ old=$(cat /run/selftest 2>/dev/null)
 echo $$ >/run/selftest
 # A job that had the nodes' Kubernetes stopped has it started again, and does not wait for its API server.
 end=$(($(date +%s) + seconds))
-until kubectl get --raw /readyz >/dev/null 2>&1 || [ "$(date +%s)" -ge "$end" ]; do sleep 1; done
+until kubectl get --raw /readyz --request-timeout 30s >/dev/null 2>&1 || [ "$(date +%s)" -ge "$end" ]; do sleep 1; done
 kubectl delete namespace "$namespace" --ignore-not-found --timeout="${seconds}s" >&2 || exit 1
 kubectl create namespace "$namespace" >&2 || exit 1
 for host; do
