@@ -62,7 +62,8 @@ func TestAJobsSubnetsAreWhereTheHostIsNot(t *testing.T) {
 	assert.Contains(t, got, "this host's networks leave none of")
 }
 
-// Jobs that begin on a host at once do not take each other for what an ended one has left, however long one is between its folder and its lock.
+// Jobs that begin on a host at once do not take each other for what an ended one has left, however long one is between its folder and its lock; what
+// an ended one of the same number has left is gone before.
 // Docker and systemd are fakes; all else is the script's.
 func TestJobsBeginAtOnce(t *testing.T) {
 	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/usernetes")
@@ -74,13 +75,15 @@ func TestJobsBeginAtOnce(t *testing.T) {
 	flock, err := exec.LookPath("flock")
 	require.NoError(t, err)
 	for path, text := range map[string]string{
-		usernetes:                         strings.ReplaceAll(string(script), "/etc/bedfellow/usernetes", bed),
-		filepath.Join(bed, "node.env"):    "USERNETES_DEADLINE=60\nUSERNETES_INDEX=0\n",
-		filepath.Join(bin, "docker"):      "#!/bin/sh\n",
-		filepath.Join(bin, "systemctl"):   "#!/bin/sh\nexit 3\n",
-		filepath.Join(bin, "systemd-run"): "#!/bin/sh\nuntil [ \"$1\" = -- ]; do shift; done\nshift\nsetsid \"$@\" 7>&- 9>&- </dev/null >/dev/null 2>&1 &\n",
-		filepath.Join(bin, "flock"):       "#!/bin/sh\n[ \"$*\" != '-n 9' ] || sleep 0.3\nexec " + flock + " \"$@\"\n",
+		usernetes:                      strings.ReplaceAll(string(script), "/etc/bedfellow/usernetes", bed),
+		filepath.Join(bed, "node.env"): "USERNETES_DEADLINE=60\nUSERNETES_INDEX=0\n",
+		filepath.Join(bin, "docker"):   "#!/bin/sh\necho \"$*\" >>" + dir + "/docker.log\n",
+		filepath.Join(dir, ".local/state/usernetes/job-0/node.env"): "USERNETES_DEADLINE=60\n",
+		filepath.Join(bin, "systemctl"):                             "#!/bin/sh\nexit 3\n",
+		filepath.Join(bin, "systemd-run"):                           "#!/bin/sh\nuntil [ \"$1\" = -- ]; do shift; done\nshift\nsetsid \"$@\" 7>&- 9>&- </dev/null >/dev/null 2>&1 &\n",
+		filepath.Join(bin, "flock"):                                 "#!/bin/sh\n[ \"$*\" != '-n 9' ] || sleep 0.3\nexec " + flock + " \"$@\"\n",
 	} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		require.NoError(t, os.WriteFile(path, []byte(text), 0o755))
 	}
 	command := func(instance string, args ...string) *exec.Cmd {
@@ -114,6 +117,10 @@ func TestJobsBeginAtOnce(t *testing.T) {
 		assert.Equal(t, "held\n", said[i], "job %d", i)
 		assert.FileExists(t, filepath.Join(dir, fmt.Sprintf(".local/state/usernetes/job-%d/node.env", i)))
 	}
+	removed, err := os.ReadFile(filepath.Join(dir, "docker.log"))
+	require.NoError(t, err)
+	assert.Contains(t, string(removed), "rm -f -v usernetes-job-0\n")
+	assert.NotContains(t, string(removed), "usernetes-job-1\n")
 	for i := range jobs {
 		all.Go(func() {
 			out, err := command(fmt.Sprintf("job-%d", i), "release").CombinedOutput()

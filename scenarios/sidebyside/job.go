@@ -335,8 +335,8 @@ func gone(ctx context.Context, env *scenario.Env, nodes []string, instance strin
 	step := progress.Start(ctx, "nodes without %s", instance)
 	found, err := env.OnEach(ctx, nodes, fmt.Sprintf(left, instance))
 	for i, what := range found {
-		if err == nil && what != "" {
-			err = fmt.Errorf("node %s still has %s", nodes[i], strings.ReplaceAll(what, "\n", ", "))
+		if what != "" {
+			err = errors.Join(err, fmt.Errorf("node %s still has %s", nodes[i], strings.ReplaceAll(what, "\n", ", ")))
 		}
 	}
 	if step.End(err) != nil {

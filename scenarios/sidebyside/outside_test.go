@@ -64,3 +64,32 @@ func TestKubernetesOnIdleNodes(t *testing.T) {
 		})
 	}
 }
+
+// Whatever is left of an instance on a node is told, also where another node cannot be asked.
+func TestWhatIsLeftIsTold(t *testing.T) {
+	b := fakebed.Start(t, 2)
+	first, second := b.Inventory.Compute()[0].Name, b.Inventory.Compute()[1].Name
+	for name, text := range map[string]string{
+		"bin/usernetes": "#!/bin/sh\n# A fake of usernetes.\ncase $1 in gone) cat \"$FAKE/silent-$FAKE_NODE\" 2>/dev/null && exit 1; exit 0 ;; instances) cat \"$FAKE/instances-$FAKE_NODE\" 2>/dev/null ;; esac\n",
+		"bin/docker":    "#!/bin/sh\n# A fake of docker.\n[ \"$1\" != volume ] || cat \"$FAKE/volumes-$FAKE_NODE\" 2>/dev/null\ntrue\n",
+		"bin/systemctl": "#!/bin/sh\n# A fake.\nexit 3\n",
+	} {
+		b.Write(t, name, text)
+	}
+	nodes, err := scenario.NewNodes(b.Inventory, b.Key)
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, nodes.Close()) })
+	look := func() error {
+		return gone(t.Context(), &scenario.Env{Inventory: b.Inventory, Nodes: nodes}, []string{first, second}, "job-7")
+	}
+	require.NoError(t, look())
+	b.Write(t, "volumes-"+second, "volume usernetes-job-7\nvolume usernetes-job-70\n")
+	b.Write(t, "instances-"+second, "job-7\n")
+	err = look()
+	require.ErrorContains(t, err, "node "+second+" still has volume usernetes-job-7, instance job-7;")
+	assert.ErrorContains(t, err, "USERNETES_INSTANCE=job-7 usernetes release")
+	b.Write(t, "silent-"+first, "")
+	err = look()
+	require.ErrorContains(t, err, first)
+	assert.ErrorContains(t, err, "node "+second+" still has volume usernetes-job-7")
+}
