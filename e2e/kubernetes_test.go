@@ -126,7 +126,26 @@ func (p place) kubeconfig(t *testing.T) {
 	assert.Empty(t, left, "it leads nowhere once the tunnel is gone")
 }
 
-// anotherNode: one more joins the cluster while the others stay as they are, and leaves it again.
+// mover is a pod that would rather be on one node, and runs on another when that leaves.
+const mover = `usernetes shell u7s-%s <<'EOF'
+. /etc/kubernetes/bundle.env
+kubectl apply -f - <<POD >&2
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: mover}
+spec:
+  selector: {matchLabels: {app: mover}}
+  template:
+    metadata: {labels: {app: mover}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      affinity: {nodeAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 100, preference: {matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [$1]}]}}]}}
+      containers: [{name: sleeper, image: "$repository/tools:1", imagePullPolicy: Never, command: [busybox, sleep, "100000"]}]
+POD
+kubectl rollout status deployment/mover --timeout 10m >&2 && kubectl get pods -l app=mover -o jsonpath='{.items[*].spec.nodeName}'
+EOF`
+
+// anotherNode: one more joins the cluster while the others stay as they are, and leaves it again, after its pods.
 func (p place) anotherNode(t *testing.T) {
 	inv := p.inventory(t)
 	n := len(inv.Nodes)
@@ -135,11 +154,18 @@ func (p place) anotherNode(t *testing.T) {
 	grown, _ := p.up(t, fmt.Sprintf("nodes=%d", n+1))
 	after := p.kubectl(t, "get", "nodes", created)
 	assert.Contains(t, after, strings.TrimSpace(before), "who was there is not joined again")
-	assert.Contains(t, after, "u7s-"+grown.Nodes[n].Name)
+	leaver := grown.Nodes[n].Name
+	assert.Contains(t, after, "u7s-"+leaver)
+	move := func() string { return p.ok(t, "ssh", "1", "-s", p.stack, "--", fmt.Sprintf(mover, leaver)).stdout }
+	require.Equal(t, "u7s-"+leaver, move())
 	_, c := p.up(t, fmt.Sprintf("nodes=%d", n))
-	drained, ok := c.step(progress.Done, "drain "+grown.Nodes[n].Name)
+	drained, ok := c.step(progress.Done, "drain "+leaver)
 	assert.True(t, ok, "%s", c)
 	assert.Empty(t, drained.Detail)
+	ended := p.kubectl(t, "get", "events", `-o=jsonpath={range .items[?(@.reason=="Killing")]}{.involvedObject.name} on {.source.host}{"\n"}{end}`)
+	assert.Regexp(t, `(?m)^mover-\S+ on u7s-`+leaver+`$`, ended, "its own node ended the pod, while that was there")
+	assert.Equal(t, "u7s-"+inv.Nodes[n-1].Name, move())
+	p.kubectl(t, "delete", "deployment", "mover")
 	assert.Equal(t, before, p.kubectl(t, "get", "nodes", created))
 }
 

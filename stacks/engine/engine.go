@@ -71,10 +71,10 @@ func (w *Workspace) Up(ctx context.Context) (Standing, error) {
 		return Standing{}, err
 	}
 	defer s.close()
-	stay := w.drain(ctx, s)
+	after := w.drain(ctx, s)
 	result, err := s.stack.Up(ctx, optup.Refresh(), optup.EventStreams(s.events), optup.Color("never"), optup.SuppressOutputs(), optup.ShowSecrets(false))
+	after(err == nil)
 	if err != nil {
-		stay()
 		return Standing{}, s.explain(ctx, "up", err)
 	}
 	standing, err := w.parse(result.Outputs)

@@ -23,6 +23,10 @@ func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 
 func Leaving(inv bed.Inventory, spec bed.Spec) []string { return leaving(inv, spec) }
 
+func Evict(ctx context.Context, w *Workspace, s Standing, leaving []string) func(done bool) {
+	return w.evict(ctx, s, leaving)
+}
+
 func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, error) {
 	return asPool(spec, keys, machines)
 }
