@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+	"strings"
 	"time"
 
 	p "github.com/pulumi/pulumi-go-provider"
@@ -23,8 +24,8 @@ import (
 	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
-// Configuration is one run of Ansible over a bed. It runs again when the nodes, their disks, the keys or the playbooks change,
-// and does nothing otherwise.
+// Configuration is one run of Ansible over a bed. It runs again when the nodes, their disks, the keys or the playbooks change, or
+// the bed's own Kubernetes is found stopped, and does nothing otherwise.
 type Configuration struct{}
 
 // ConfigurationArgs say what is configured.
@@ -87,6 +88,53 @@ func playbooksDigest() (string, error) {
 		return err
 	})
 	return hex.EncodeToString(h.Sum(nil)[:16]), err
+}
+
+// Read looks whether the bed's own Kubernetes runs on every node that answers: a scenario that was killed has left it stopped.
+func (*Configuration) Read(ctx context.Context, req infer.ReadRequest[ConfigurationArgs, ConfigurationState]) (infer.ReadResponse[ConfigurationArgs, ConfigurationState], error) {
+	ctx, done := withProgress(ctx)
+	defer done()
+	state := req.State
+	if stopped := withoutKubernetes(ctx, state.ConfigurationArgs); len(stopped) > 0 {
+		progress.Note(ctx, "Kubernetes does not run on %s", strings.Join(stopped, ", "))
+		state.Playbooks = "" // which has them run again
+	}
+	return infer.ReadResponse[ConfigurationArgs, ConfigurationState]{ID: req.ID, Inputs: req.Inputs, State: state}, nil
+}
+
+// withoutKubernetes lists the nodes that say that the bed's own does not run on them. Those that say nothing are the Pool's affair.
+func withoutKubernetes(ctx context.Context, args ConfigurationArgs) (stopped []string) {
+	if args.Inventory.Kubernetes != bed.OwnKubernetes {
+		return nil
+	}
+	signer, err := ssh.ParsePrivateKey([]byte(args.PrivateKey))
+	if err != nil {
+		return nil // Ansible will say so
+	}
+	patience := askTimeout
+	if args.Slow {
+		patience *= 6
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	nodes := args.Inventory.Nodes
+	said := make([]string, len(nodes))
+	_ = remote.Each(ctx, nodes, 32, func(ctx context.Context, i int, n bed.InventoryNode) error {
+		client, err := remote.Dial(ctx, remote.Node(args.Inventory, n, signer))
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		out, err := client.Run(ctx, "docker ps -q --filter name=^usernetes-node$ | grep -q . || echo stopped")
+		said[i] = strings.TrimSpace(string(out.Stdout))
+		return err
+	})
+	for i, n := range nodes {
+		if said[i] == "stopped" {
+			stopped = append(stopped, n.Name)
+		}
+	}
+	return stopped
 }
 
 // Create runs Ansible.

@@ -267,6 +267,7 @@ func (r *Pool) apply(ctx context.Context, state PoolState, before []PoolMachine)
 	return state, nil
 }
 
+// askTimeout is for a machine to say what it is and what runs on it; an emulated one gets six times that.
 const askTimeout = 10 * time.Second
 
 // machine turns a driver's status into the resource's, after asking the machine itself.
