@@ -157,6 +157,10 @@ func TestProgramRefuses(t *testing.T) {
 		assert.ErrorContains(t, err, needle)
 	}
 	assert.Empty(t, e.types())
+
+	e, err = runProgram(t, nil)
+	assert.ErrorContains(t, err, "cp stacks/Pulumi.quickstart.yaml .bed/config/", "Pulumi reads no preset")
+	assert.Empty(t, e.types())
 }
 
 // Every preset is a valid configuration, and carries no salt.

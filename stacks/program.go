@@ -60,6 +60,9 @@ func program(ctx *pulumi.Context, state string) error {
 	if err != nil {
 		return err
 	}
+	if _, preset := Preset(ctx.Stack()); preset && len(values) == 0 { // Pulumi does not read it, and would make what the defaults are
+		return fmt.Errorf("stack %[1]s has no configuration, and the preset of that name counts once it is there: cp stacks/Pulumi.%[1]s.yaml .bed/config/", ctx.Stack())
+	}
 	spec, problems := Parse(ctx.Stack(), values)
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)

@@ -3,6 +3,7 @@ package bed
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"sort"
@@ -59,6 +60,8 @@ func CheckName(name string) error {
 func Parse(stack string, values map[string]string, known Known) (Spec, Problems) {
 	p := parser{values: values}
 	p.unknownKeys()
+	p.values = maps.Clone(values)
+	maps.DeleteFunc(p.values, func(_, value string) bool { return value == "" }) // which takes back what a preset or the file says
 	s := Spec{
 		Name:            p.text("name", stack),
 		Driver:          p.oneOf("driver", "nspawn", known.Drivers),
@@ -101,7 +104,7 @@ func (p *parser) driverSettings(driver string) map[string]string {
 	settings := map[string]string{}
 	for key, value := range p.values {
 		of, name, _ := strings.Cut(key, ".")
-		if !slices.Contains([]string{"ovirt", "aws", "openstack"}, of) || !slices.Contains(Keys(), key) || value == "" {
+		if !slices.Contains([]string{"ovirt", "aws", "openstack"}, of) || !slices.Contains(Keys(), key) {
 			continue
 		}
 		if of != driver {
@@ -227,8 +230,8 @@ func (p *parser) pools() []Pool {
 		return []Pool{p.pool("", p.values)}
 	}
 	for _, key := range []string{"nodes", "cpus", "memory", "disk"} {
-		if v := p.values[key]; v != "" { // a preset's is taken back by an empty one
-			p.problem(key, v, "cannot stand beside the key pools", "put it into each pool, or drop pools")
+		if v, ok := p.values[key]; ok {
+			p.problem(key, v, "cannot stand beside the key pools", "put it into each pool and take it back with -c "+key+"=, or drop the pools with -c pools=")
 		}
 	}
 	var entries []map[string]any

@@ -115,6 +115,13 @@ func TestParsePools(t *testing.T) {
 	require.NoError(t, problems.Err(), "an empty value takes a preset's back")
 	assert.Equal(t, "c7i.large", s.Nodes()[0].Type)
 	assert.Empty(t, s.Nodes()[1].Type)
+
+	s, problems = bed.Parse("like", map[string]string{"pools": "", "nodes": "", "cpus": "", "memory": "", "disk": "", "name": "", "image": "", "profile": ""}, known())
+	require.NoError(t, problems.Err())
+	plain, _ := bed.Parse("like", nil, known())
+	assert.Equal(t, plain, s)
+	_, problems = bed.Parse("like", map[string]string{"nods": ""}, known())
+	assert.ErrorContains(t, problems.Err(), "nodes", "what is no key is none, empty or not")
 }
 
 // A bed that grows keeps the names, numbers and roles of the nodes it has.
