@@ -41,7 +41,7 @@ var ErrNoFlux = errors.New("no Flux to put on the image")
 
 // FluxHelp says how to name a Flux artifact.
 const FluxHelp = "give one with -c flux=… or " + FluxEnv + "=…: the path of a tar archive of an installed tree, of a .deb or of a directory of .debs, " +
-	"or https://…#sha256:… of one"
+	"https://…#sha256:… of one, or a container image as docker://…@sha256:…"
 
 // fluxArtifact is a Flux to put on an image.
 type fluxArtifact struct {

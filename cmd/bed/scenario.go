@@ -72,7 +72,7 @@ func (a *app) run() *cobra.Command {
 			}))
 		},
 	}
-	c.Flags().IntVarP(&repeats, "repeats", "n", scenario.DefaultRepeats, "measured repetitions; selftest looks once unless told otherwise")
+	c.Flags().IntVarP(&repeats, "repeats", "n", scenario.DefaultRepeats, "measured repetitions; selftests, sidebyside and workflow make one unless told otherwise")
 	c.Flags().Uint64Var(&seed, "seed", 0, "of everything that is chosen at random; a random one by default")
 	c.Flags().StringArrayVar(&params, "param", nil, "a parameter of the scenario, key=value")
 	a.stackFlag(c)

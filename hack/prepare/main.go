@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"flag"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,7 +122,7 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 	})
 	begin(func() error {
 		what, flags := "build bin/bed and the provider", []string{"build"}
-		if clouds.Is(driver) {
+		if clouds.Is(driver) || withClouds("bin/bed") { // a bed that is rented meanwhile wants them until it is gone
 			what, flags = what+" with the clouds, which takes minutes", []string{"build", "-tags", "clouds"}
 		}
 		if err := command(ctx, what, nil, "go", append(flags, "-o", "bin/", "./cmd/...")...); err != nil {
@@ -151,6 +153,12 @@ func run(ctx context.Context, driver, image, pulumi string) error {
 		errs = append(errs, command(ctx, "bake "+image, nil, "bin/bed", "image", "build", image, "--format", string(bed.VM)))
 	}
 	return errors.Join(errs...)
+}
+
+// withClouds tells whether a command was built with the clouds.
+func withClouds(command string) bool {
+	info, err := buildinfo.ReadFile(command)
+	return err == nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-tags", Value: "clouds"})
 }
 
 // lacking lists the packages whose commands are not there.

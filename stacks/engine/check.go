@@ -89,16 +89,16 @@ func CheckHost(ctx context.Context, d provision.Beds) []bed.Problem {
 		if err := images.Architecture(format); err != nil && !clouds.Is(d.Info().Name) { // clouds have images of their own
 			problems = append(problems, bed.Problem{Key: "driver", Value: d.Info().Name, Reason: err.Error(), Remedy: "use a host with that processor, or -c driver=nspawn", Host: true})
 		}
-		problems = append(problems, bakeTools()...)
+		problems = append(problems, bakeTools(format)...)
 	}
 	return problems
 }
 
-// bakeTools finds the commands that baking and configuring need. Only root bakes; others boot from what root has baked.
-func bakeTools() []bed.Problem {
+// bakeTools finds the commands that baking and configuring need. Trees are baked by root alone; disks, where there is no mmdebstrap, in a virtual machine.
+func bakeTools(format bed.ImageFormat) []bed.Problem {
 	var problems []bed.Problem
 	need := map[string]string{"ansible-playbook": "ansible", "ssh": "openssh-client"}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && format == bed.Tree {
 		need["mmdebstrap"] = "mmdebstrap"
 	}
 	for command, pkg := range need {
