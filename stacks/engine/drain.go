@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	drainTimeout = 3 * time.Minute // for one node's pods; an emulated control plane takes a minute to ask for it
-	goneTimeout  = 20 * time.Second
+	drainTimeout  = 3 * time.Minute // for one node's pods; an emulated control plane takes a minute to ask for it
+	answerTimeout = time.Minute     // for nodes to say that they are there, which a busy emulated one takes
 )
 
 // leaving are the nodes that a bed with a Kubernetes of its own is about to lose, if it keeps that and its control node.
@@ -43,10 +43,10 @@ func leaving(inv bed.Inventory, spec bed.Spec) (names []string) {
 }
 
 // drain has Kubernetes evict what runs on the nodes that the bed is about to lose. A node that cannot be drained is lost with its pods, as a note
-// says. What it returns is for when the bed has, or has not, become what it is to be: nodes that are there after all have pods again. A run that is
-// killed before leaves that to the next.
-func (w *Workspace) drain(ctx context.Context, s *session) (after func(done bool)) {
-	nothing := func(bool) {}
+// says. What it returns is to be called with the bed that the engine has made of it, nil if it failed: nodes that are there after all have pods
+// again. Which those are is kept, for when this is killed before.
+func (w *Workspace) drain(ctx context.Context, s *session) (after func(now *Standing)) {
+	nothing := func(*Standing) {}
 	spec, err := w.Spec()
 	if err != nil || spec.Kubernetes != bed.OwnKubernetes {
 		return nothing
@@ -59,13 +59,14 @@ func (w *Workspace) drain(ctx context.Context, s *session) (after func(done bool
 	if err != nil {
 		return nothing // no bed yet, or none that is whole
 	}
+	if made, err := w.halfMade(ctx, s); err == nil { // an up that failed has made some that the outputs do not have
+		standing.Inventory.Nodes = made.Inventory.Nodes
+	}
 	return w.evict(ctx, standing, leaving(standing.Inventory, spec))
 }
 
 // evict is drain once it is known which nodes leave.
-func (w *Workspace) evict(ctx context.Context, standing Standing, leaving []string) (after func(done bool)) {
-	// One that does not answer has no pods that could end.
-	names := slices.DeleteFunc(leaving, func(name string) bool { return !answers(ctx, standing, name) })
+func (w *Workspace) evict(ctx context.Context, standing Standing, names []string) (after func(now *Standing)) {
 	cordoned := w.cordoned()
 	for _, name := range names {
 		if !slices.Contains(cordoned, name) {
@@ -73,33 +74,40 @@ func (w *Workspace) evict(ctx context.Context, standing Standing, leaving []stri
 		}
 	}
 	if len(cordoned) == 0 {
-		return func(bool) {}
+		return func(*Standing) {}
 	}
-	if err := w.keepCordoned(cordoned); err != nil {
-		progress.Note(ctx, "a run that is killed now would leave %s without pods: %v", strings.Join(cordoned, ", "), err)
-	}
+	w.keepCordoned(ctx, cordoned)
 	if all := strings.Join(names, ", "); all != "" {
 		step := progress.Start(ctx, "drain %s", all)
-		// Of all before the first is emptied, or its pods would go to the next.
-		if err := kubectl(ctx, standing, names, "cordon", "drain --force --ignore-daemonsets --delete-emptydir-data --timeout 2m"); err != nil {
+		// None gets what another loses. One that does not answer has no pods that could end.
+		left, err := kubectl(ctx, standing, names, "cordon")
+		there := answering(ctx, standing, left)
+		if len(there) < len(left) {
+			progress.Note(ctx, "Kubernetes drains only those of %s that answer", all)
+		}
+		_, errDrain := kubectl(ctx, standing, there, "drain --force --ignore-daemonsets --delete-emptydir-data --timeout 2m")
+		if err := errors.Join(err, errDrain); err != nil {
 			progress.Note(ctx, "Kubernetes did not drain %s, whose pods go with it: %v", all, err)
 			step.EndWith("not drained", nil)
 		} else {
 			step.End(nil)
 		}
 	}
-	return func(done bool) {
+	return func(now *Standing) {
 		ctx := context.WithoutCancel(ctx)
-		stay := slices.DeleteFunc(cordoned, func(name string) bool {
-			return done && slices.Contains(names, name) || !answers(ctx, standing, name)
-		})
-		if len(stay) > 0 {
-			if err := kubectl(ctx, standing, stay, "uncordon"); err != nil {
-				progress.Note(ctx, "Kubernetes gives %s no pods until they are uncordoned: %v", strings.Join(stay, ", "), err)
-				return
-			}
+		if now == nil {
+			now = &standing
 		}
-		_ = os.Remove(w.cordonedFile())
+		stay := slices.DeleteFunc(cordoned, func(name string) bool {
+			_, err := now.Inventory.Node(name)
+			return err != nil
+		})
+		there := answering(ctx, *now, stay)
+		if _, err := kubectl(ctx, *now, there, "uncordon"); err != nil {
+			progress.Note(ctx, "Kubernetes gives %s no pods until the next up: %v", strings.Join(there, ", "), err)
+			there = nil
+		}
+		w.keepCordoned(ctx, slices.DeleteFunc(stay, func(name string) bool { return slices.Contains(there, name) }))
 	}
 }
 
@@ -114,34 +122,46 @@ func (w *Workspace) cordoned() (names []string) {
 	return names
 }
 
-func (w *Workspace) keepCordoned(names []string) error {
+func (w *Workspace) keepCordoned(ctx context.Context, names []string) {
 	data, err := json.Marshal(names)
-	if err != nil {
-		return err
+	if err == nil {
+		err = writeFile(w.cordonedFile(), data)
 	}
-	return writeFile(w.cordonedFile(), data)
+	if err != nil {
+		progress.Note(ctx, "it is not kept that Kubernetes gives %s no pods: %v", strings.Join(names, ", "), err)
+	}
 }
 
-// answers tells whether a node of the bed is there.
-func answers(ctx context.Context, s Standing, name string) bool {
-	n, err := s.Inventory.Node(name)
-	if err != nil {
-		return false
-	}
-	signer, _ := ssh.ParsePrivateKey(s.PrivateKey)
-	ctx, cancel := context.WithTimeout(ctx, goneTimeout)
+// answering are those of the nodes that do.
+func answering(ctx context.Context, s Standing, names []string) (there []string) {
+	signer, _ := ssh.ParsePrivateKey(s.PrivateKey) // without it none behind another does
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	return remote.Answers(ctx, remote.Node(s.Inventory, n, signer)) == nil
+	found := make([]bool, len(names))
+	_ = remote.Each(ctx, names, 32, func(ctx context.Context, i int, name string) error {
+		n, err := s.Inventory.Node(name)
+		if err == nil {
+			err = remote.Answers(ctx, remote.Node(s.Inventory, n, signer))
+		}
+		found[i] = err == nil
+		return err
+	})
+	for i, name := range names {
+		if found[i] {
+			there = append(there, name)
+		}
+	}
+	return there
 }
 
-// kubectl has the control node run each command for each of the nodes: a node that one fails for is left out of those after it, and
-// kubectl gives up on all if it has not heard of one.
-func kubectl(ctx context.Context, s Standing, names []string, commands ...string) (err error) {
+// kubectl has the control node run a command for each of the nodes, and returns those that it went well for. One that the cluster does not have is
+// not of them, and no error.
+func kubectl(ctx context.Context, s Standing, names []string, command string) (done []string, err error) {
 	signer, err := ssh.ParsePrivateKey(s.PrivateKey)
 	if err != nil {
-		return fmt.Errorf("the bed's user key: %w", err)
+		return nil, fmt.Errorf("the bed's user key: %w", err)
 	}
-	do := func(command, name string) error {
+	do := func(name string) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, drainTimeout, fmt.Errorf("it took longer than %s", drainTimeout))
 		defer cancel()
 		client, err := remote.Dial(ctx, remote.Node(s.Inventory, s.Inventory.Control(), signer))
@@ -152,13 +172,14 @@ func kubectl(ctx context.Context, s Standing, names []string, commands ...string
 		_, err = client.Run(ctx, fmt.Sprintf("usernetes kubectl %s u7s-%s", command, name))
 		return err
 	}
-	left := slices.Clone(names)
-	for _, command := range commands {
-		left = slices.DeleteFunc(left, func(name string) bool {
-			errOne := do(command, name)
+	for _, name := range names { // kubectl gives up on all, if it has not heard of one
+		errOne := do(name)
+		switch {
+		case errOne == nil:
+			done = append(done, name)
+		case !strings.Contains(errOne.Error(), "(NotFound)"):
 			err = errors.Join(err, errOne)
-			return errOne != nil
-		})
+		}
 	}
-	return err
+	return done, err
 }

@@ -73,11 +73,14 @@ func (w *Workspace) Up(ctx context.Context) (Standing, error) {
 	defer s.close()
 	after := w.drain(ctx, s)
 	result, err := s.stack.Up(ctx, optup.Refresh(), optup.EventStreams(s.events), optup.Color("never"), optup.SuppressOutputs(), optup.ShowSecrets(false))
-	after(err == nil)
 	if err != nil {
+		after(nil)
 		return Standing{}, s.explain(ctx, "up", err)
 	}
 	standing, err := w.parse(result.Outputs)
+	if err == nil {
+		after(&standing)
+	}
 	standing.Changes = s.changes(result.Summary.ResourceChanges)
 	return standing, errors.Join(err, w.keepKey(standing))
 }

@@ -23,7 +23,7 @@ func KubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 
 func Leaving(inv bed.Inventory, spec bed.Spec) []string { return leaving(inv, spec) }
 
-func Evict(ctx context.Context, w *Workspace, s Standing, leaving []string) func(done bool) {
+func Evict(ctx context.Context, w *Workspace, s Standing, leaving []string) func(now *Standing) {
 	return w.evict(ctx, s, leaving)
 }
 
