@@ -89,16 +89,16 @@ func CheckHost(ctx context.Context, d provision.Beds) []bed.Problem {
 		if err := images.Architecture(format); err != nil && !clouds.Is(d.Info().Name) { // clouds have images of their own
 			problems = append(problems, bed.Problem{Key: "driver", Value: d.Info().Name, Reason: err.Error(), Remedy: "use a host with that processor, or -c driver=nspawn", Host: true})
 		}
-		problems = append(problems, bakeTools(format)...)
+		problems = append(problems, bakeTools(format != bed.Tree && (d.Info().Name == "lima" || os.Getenv(images.BakeEnv) == "vm"))...)
 	}
 	return problems
 }
 
-// bakeTools finds the commands that baking and configuring need. Trees are baked by root alone; disks, where there is no mmdebstrap, in a virtual machine.
-func bakeTools(format bed.ImageFormat) []bed.Problem {
+// bakeTools finds the commands that baking and configuring need. Root bakes here, unless a virtual machine can; others boot from what root has baked.
+func bakeTools(elsewhere bool) []bed.Problem {
 	var problems []bed.Problem
 	need := map[string]string{"ansible-playbook": "ansible", "ssh": "openssh-client"}
-	if os.Geteuid() == 0 && format == bed.Tree {
+	if os.Geteuid() == 0 && !elsewhere {
 		need["mmdebstrap"] = "mmdebstrap"
 	}
 	for command, pkg := range need {

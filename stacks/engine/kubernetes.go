@@ -2,6 +2,8 @@ package engine
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 
 	"github.com/bedfellow/bedfellow/images"
@@ -45,6 +47,10 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	}
 	if err := images.CheckKubernetes(stacks.KubernetesSource()); err != nil && own {
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Reason: err.Error(), Remedy: images.BundleHelp, Host: true})
+	}
+	if _, err := exec.LookPath("mmdebstrap"); err != nil && own && os.Geteuid() == 0 {
+		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
+			Reason: "is on images that are baked with mmdebstrap, which is missing, and not in a virtual machine yet", Remedy: "apt-get install mmdebstrap"})
 	}
 	return problems
 }
