@@ -49,7 +49,7 @@ func TestKubernetes(t *testing.T) {
 		name string
 		run  func(*testing.T)
 	}{
-		{"its own again", p.ownAgain}, {"another node", p.anotherNode}, {"again", p.again}, {"pods beside hosts", p.pods},
+		{"its own again", p.ownAgain}, {"another node", p.anotherNode}, {"a node forgotten", p.forgotten}, {"again", p.again}, {"pods beside hosts", p.pods},
 		{"LAMMPS beside Kubernetes", p.beside}, {"on the hosts' bridge", p.bridged},
 	} {
 		t.Run(s.name, func(t *testing.T) {
@@ -167,6 +167,19 @@ func (p place) anotherNode(t *testing.T) {
 	assert.Equal(t, "u7s-"+inv.Nodes[n-1].Name, move())
 	p.kubectl(t, "delete", "deployment", "mover")
 	assert.Equal(t, before, p.kubectl(t, "get", "nodes", created))
+}
+
+// forgotten: a node that somebody has deleted from the cluster joins it again, and its pods are reached.
+func (p place) forgotten(t *testing.T) {
+	inv := p.inventory(t)
+	last := len(inv.Nodes) - 1
+	nodes := strings.ReplaceAll(strings.Join(clusterNodes(inv), " "), "node/", "")
+	p.kubectl(t, "delete", "node", "u7s-"+inv.Nodes[last].Name)
+	token := p.must(t, inv, 0, "usernetes token")
+	said := p.ok(t, "ssh", inv.Nodes[last].Name, "-s", p.stack, "--", "echo "+token+" | usernetes join").stdout
+	assert.Contains(t, said, "changed")
+	p.ok(t, "ssh", "1", "-s", p.stack, "--", "usernetes ready "+nodes)
+	p.pods(t)
 }
 
 // pods: bandwidth, retransmits and latency between two nodes, and between pods on them.
