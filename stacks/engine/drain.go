@@ -128,7 +128,7 @@ func (w *Workspace) keepCordoned(ctx context.Context, names []string) {
 		err = writeFile(w.cordonedFile(), data)
 	}
 	if err != nil {
-		progress.Note(ctx, "it is not kept that Kubernetes gives %s no pods: %v", strings.Join(names, ", "), err)
+		progress.Note(ctx, "it is not kept that %s were cordoned: %v; if this is killed, `usernetes kubectl uncordon` on the control node gives them pods again", strings.Join(names, ", "), err)
 	}
 }
 
