@@ -24,15 +24,14 @@ import (
 	s3types "github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/stretchr/testify/require"
 
-	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
 )
 
-// startMoto serves what stands in for AWS, moto's server, until the test ends, and has the environment name it. It runs in a Debian 13 of its own.
+// startMoto serves what stands in for AWS, moto's server, until the test ends, and has the environment name it. It runs in the tree.
 func startMoto(t *testing.T) {
 	t.Helper()
-	tree := hosttest.DebianTree(t, "BEDFELLOW_MOTO", "moto's server", "python3-moto,python3-flask,python3-flask-cors")
+	tree := clouds.Tree(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	at := listener.Addr().String()

@@ -66,7 +66,7 @@ type realOpenStack struct {
 }
 
 func newRealOpenStack(t *testing.T) realOpenStack {
-	tree := hosttest.DebianTree(t, "BEDFELLOW_OPENSTACK_TREE", "OpenStack's services", "python3-keystone,python3-placement,glance-common,neutron-common,nova-common")
+	tree := Tree(t)
 	args := []string{"--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enterTree, tree, openStackServices}
 	identity, taken := "", []net.Listener{}
 	for range 5 {
