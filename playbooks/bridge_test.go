@@ -193,7 +193,7 @@ mkdir "$out/tmp/up" "$out/tmp/work"
 mount -t overlay -o "lowerdir=/etc,upperdir=$out/tmp/up,workdir=$out/tmp/work" overlay /etc
 mkdir -p /etc/bedfellow/usernetes/patches /etc/systemd/user/docker.service.d
 "$@"
-cp /etc/bedfellow/usernetes/* /etc/systemd/user/docker.service.d/usernetes.conf "$out/kept" 2>/dev/null || true`, "sh", dir},
+cp /etc/bedfellow/usernetes/* /etc/bedfellow/usernetes/patches/* /etc/systemd/user/docker.service.d/usernetes.conf "$out/kept" 2>/dev/null || true`, "sh", dir},
 		ExtraVars: vars,
 		Inventory: map[string]any{
 			"control": map[string]any{"hosts": map[string]any{"k-01": map[string]any{"ansible_connection": "local", "bed_address": "10.0.0.1"}}},

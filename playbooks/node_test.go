@@ -54,6 +54,41 @@ func (n node) run(stdin string, args ...string) (out, log string, err error) {
 	return string(text), string(data), err
 }
 
+// kubeadm gets what is this node's own, and how pods of the control plane differ from its own; where it fails, what runs in the node is told.
+func TestInit(t *testing.T) {
+	n := newNode(t, map[string]string{
+		"kubeadm":   `echo "kubeadm $*" >>log; [ ! -e fails ]`,
+		"kubectl":   `echo "kubectl $*" >>log`,
+		"systemctl": ":", "ip": ":",
+		"ctr": "echo containers",
+	})
+	n.write(t, "etc/bedfellow/init.yaml", "@node@ @port@\n")
+	n.write(t, "etc/bedfellow/flannel.yaml", "@flanneld@\n")
+	n.write(t, "etc/bedfellow/patches/kube-controller-manager.yaml", "@repository@/tools @subnet@.100\n")
+	n.write(t, "run/fails", "")
+	out, _, err := n.run("", "init")
+	require.Error(t, err)
+	assert.Contains(t, out, "containers\n")
+	assert.NoFileExists(t, filepath.Join(n.dir, "etc/kubernetes/bedfellow-init"))
+
+	require.NoError(t, os.Remove(filepath.Join(n.dir, "run/fails")))
+	out, log, err := n.run("", "init", "u7s-b")
+	require.NoError(t, err, out)
+	assert.Contains(t, out, "changed\n")
+	assert.Contains(t, log, "kubeadm init --config "+n.dir+"/run/init.yaml --skip-phases addon,show-join-command\n")
+	assert.Contains(t, log, "kubectl delete node u7s-b --ignore-not-found\n")
+	for file, want := range map[string]string{"init.yaml": "u7s-b 6443\n", "patches/kube-controller-manager.yaml": "r/tools 10.100.1.100\n"} {
+		text, err := os.ReadFile(filepath.Join(n.dir, "run", file))
+		require.NoError(t, err)
+		assert.Equal(t, want, string(text))
+	}
+
+	out, log, err = n.run("", "init")
+	require.NoError(t, err, out)
+	assert.NotContains(t, out, "changed")
+	assert.NotContains(t, log, "kubeadm")
+}
+
 const told = "abc.def sha256:1234\n"
 
 // A node that belongs to the cluster is left alone; one that the cluster has forgotten, as when somebody has deleted it, and one
@@ -118,7 +153,7 @@ echo "kubeadm join 10.100.0.100:6443 --token abc.def --discovery-token-ca-cert-h
 
 // Nodes are waited for until they have made themselves known, told where they are, and have pods then; nothing that fails is passed over.
 func TestReadiness(t *testing.T) {
-	n := newNode(t, map[string]string{"kubectl": `echo "$*" >>log
+	n := newNode(t, map[string]string{"busybox": `echo "$*" >>log; [ ! -e down ] || ! grep -qx "$5" down`, "kubectl": `echo "$*" >>log
 case $* in
 "get nodes -o name") echo node/u7s-a ;;
 "get nodes -o jsonpath="*) echo x >>looks; if [ "$(wc -l <looks)" -lt 3 ]; then head -n 1 nodes; else cat nodes; fi ;;
@@ -138,6 +173,15 @@ esac`})
 	out, _, err = n.run("", "ready", "u7s-a", "u7s-b", "u7s-c")
 	require.Error(t, err)
 	assert.Contains(t, out, "after 2 s not all nodes have said where they are: u7s-c has not made itself known")
+
+	for port, want := range map[string]string{"10257": "the controller manager does not run", "10259": "the scheduler does not run"} {
+		n.write(t, "run/down", port+"\n")
+		out, log, err = n.run("", "ready", "u7s-a", "u7s-b")
+		require.Error(t, err)
+		assert.Contains(t, out, "after 2 s "+want)
+		assert.NotContains(t, log, "wait --for")
+	}
+	require.NoError(t, os.Remove(filepath.Join(n.dir, "run/down")))
 
 	for taints, want := range map[string]int{"": 0, "node-role.kubernetes.io/control-plane": 1} {
 		n.write(t, "run/taints", taints)

@@ -164,6 +164,11 @@ func TestASlowNodesKubernetesDoesLess(t *testing.T) {
 			for name, c := range map[string]component{"API server": cluster.APIServer, "controller manager": cluster.ControllerManager, "scheduler": cluster.Scheduler, "etcd": cluster.Etcd.Local} {
 				assert.Equal(t, environment, c.ExtraEnvs, name)
 			}
+			for _, component := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"} {
+				probe, none := patched(t, kept, component).Containers[0]["livenessProbe"]
+				assert.Equal(t, slow, none, component)
+				assert.Nil(t, probe, component)
+			}
 			assert.Equal(t, slow, slices.Contains(cluster.Etcd.Local.ExtraArgs, argument{"watch-progress-notify-interval", "1m"}))
 			assert.Equal(t, slow, strings.Contains(kept("kept/flannel.yaml"), "--iptables-resync=60']"))
 			assert.Contains(t, kept("kept/node.env"), said)
@@ -171,61 +176,46 @@ func TestASlowNodesKubernetesDoesLess(t *testing.T) {
 	}
 }
 
-// The controller manager is started when the API server answers, and not at all when that never does or kubeadm failed before, of which what runs
-// in the node is told.
-func TestControllersComeAfterTheAPIServer(t *testing.T) {
-	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/node")
-	require.NoError(t, err)
-	text := string(script)
-	part := func(from, to string) string {
-		i, j := strings.Index(text, "\n"+from), strings.Index(text, "\n"+to)
-		require.True(t, 0 < i && i < j, from)
-		return text[i:j]
-	}
-	functions := part("# until_true", "# left is") + part("# The controller manager", "# What an attempt") + part("init() {", "token() {")
-	for fails, want := range map[string]string{
-		"no":         "etcd and API server, asked in vain, asked, the rest, addons, asked",
-		"kubeadm":    "etcd and API server, containers, logs",
-		"API server": "etcd and API server, containers, logs",
+// The controller manager's pod has it wait for the API server, whenever the node's container starts: until that listens, and answers then.
+func TestTheControllerManagerWaitsForTheAPIServer(t *testing.T) {
+	kept := configured(t, "disabled inactive", map[string]any{"bed_name": "k", "bed_kubernetes_network": "slirp4netns", "bed_kubernetes_mtu": 1500})
+	pod := patched(t, kept, "kube-controller-manager")
+	require.Len(t, pod.InitContainers, 1)
+	waiter := pod.InitContainers[0]
+	assert.Equal(t, "@repository@/tools:1", waiter.Image)
+	require.Equal(t, []string{"busybox", "sh", "-c"}, waiter.Command[:3])
+	dir := t.TempDir()
+	for name, fake := range map[string]string{
+		"busybox": `echo "$*" >>log; [ "$(grep -c ^nc log)" -gt 1 ]`,
+		"kubectl": `echo "$*" >>log; [ "$(grep -c readyz log)" -gt 1 ]`,
+		"sleep":   ":",
 	} {
-		t.Run(fails, func(t *testing.T) {
-			dir := t.TempDir()
-			out, err := exec.Command("sh", "-euc", `
-DEADLINE=1 POLL=0.01 USERNETES_SUBNET=10.100.0 USERNETES_PORT=6443 USERNETES_GO=GOGC=200
-dir=$1 fails=$2
-[ "$fails" = "API server" ] || DEADLINE=60
-log() { echo -n ", $*" >&3; }
-alone() { end=$(($(date +%s) + DEADLINE)); }
-clear_remains() { :; }
-go_as_told() { :; }
-filled_in() { :; }
-addons() { log addons; }
-# Fakes, of which the API server answers when it is asked a second time, or never.
-kubeadm() {
-	case $*, in
-	*,control-plane/apiserver,*,kubelet-finalize,) log the rest ;;
-	*control-plane/controller-manager,*) echo -n "etcd and API server" >&3; [ "$fails" != kubeadm ] ;;
-	esac
-}
-timeout() { shift; "$@"; }
-busybox() { [ "$*" = "nc -w 5 10.100.0.100 6443" ] && [ "$fails" != "API server" ]; }
-kubectl() {
-	case $* in *readyz*) ;; *) return ;; esac
-	if [ -e "$dir/asked" ]; then log asked; else touch "$dir/asked"; log asked in vain; return 1; fi
-}
-ctr() { log containers; }
-tail() { log logs; }
-`+strings.NewReplacer("/etc/kubernetes", dir, "/run/", dir+"/").Replace(functions)+`
-exec 3>"$dir/log"
-init
-`, "sh", dir, fails).CombinedOutput()
-			assert.Equal(t, map[string]string{
-				"no": "changed\n", "kubeadm": "", "API server": "usernetes: after 1 s the API server does not answer: \n",
-			}[fails], string(out))
-			assert.Equal(t, fails == "no", err == nil, "%v", err)
-			log, err := os.ReadFile(filepath.Join(dir, "log"))
-			require.NoError(t, err)
-			assert.Equal(t, want, string(log))
-		})
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n# A fake.\ncd "+dir+"; "+fake+"\n"), 0o755))
 	}
+	cmd := exec.Command("sh", "-c", waiter.Command[3])
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	require.NoError(t, err)
+	const listens, answers = "nc -w 5 @subnet@.100 @port@\n", "--kubeconfig /etc/kubernetes/controller-manager.conf get --raw /readyz\n"
+	assert.Equal(t, listens+listens+answers+listens+answers, string(log))
+}
+
+// podPatch is what kubeadm changes of a pod of the control plane.
+type podPatch struct {
+	InitContainers []struct {
+		Image   string
+		Command []string
+	} `yaml:"initContainers"`
+	Containers []map[string]any
+}
+
+func patched(t *testing.T, kept func(string) string, component string) podPatch {
+	t.Helper()
+	var patch struct{ Spec podPatch }
+	require.NoError(t, yaml.Unmarshal([]byte(kept("kept/"+component+".yaml")), &patch))
+	require.Len(t, patch.Spec.Containers, 1)
+	assert.Equal(t, component, patch.Spec.Containers[0]["name"])
+	return patch.Spec
 }
