@@ -62,7 +62,7 @@ func TestSideBySide(t *testing.T) {
 // all of it down. The scenario itself holds what the service says it has learned against what was simulated, and looks whether anything is left.
 func (p place) workflow(t *testing.T) {
 	const train, test, y, z = 12, 4, 2, 2
-	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1"}
+	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=4", "--param", "limit=2h", "--param", "ranks=1"}
 	for name, n := range map[string]int{"train": train, "test": test, "x": 2, "y": y, "z": z} {
 		args = append(args, "--param", fmt.Sprintf("%s=%d", name, n))
 	}
