@@ -26,12 +26,13 @@ import (
 
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
+	"github.com/bedfellow/bedfellow/provision/clouds/cloudtest"
 )
 
 // startMoto serves what stands in for AWS, moto's server, until the test ends, and has the environment name it. It runs in the tree.
 func startMoto(t *testing.T) {
 	t.Helper()
-	tree := clouds.Tree(t)
+	tree := cloudtest.Tree(t, clouds.Trees)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	at := listener.Addr().String()

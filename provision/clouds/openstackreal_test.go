@@ -4,42 +4,27 @@ package clouds
 
 import (
 	"cmp"
-	"context"
-	_ "embed"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
-	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/keypairs"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servergroups"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
-	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/projects"
-	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/roles"
-	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/users"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/imagedata"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
-	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/layer3/floatingips"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/layer3/routers"
-	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/provider"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/groups"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/security/rules"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/networks"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/ports"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/subnets"
-	"github.com/gophercloud/gophercloud/v2/pagination"
-	"github.com/gophercloud/utils/v2/openstack/clientconfig"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ssh"
@@ -47,153 +32,28 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/provision"
+	"github.com/bedfellow/bedfellow/provision/clouds/cloudtest"
 )
-
-// openStackServices runs the services; see there.
-//
-//go:embed testdata/realopenstack.py
-var openStackServices string
-
-// enterTree has the services in a tree that nothing is written to: what they write goes with the mount, and they with their PID 1.
-const enterTree = `cd "$0" && mount --bind . . && cd "$PWD" && mount -o remount,bind,ro . && mount -t tmpfs none tmp && mount -t proc proc proc && ` +
-	`printf %s "$1" >tmp/services.py && shift && exec chroot . python3 tmp/services.py "$@"`
 
 // realOpenStack is a cloud of Debian's own services, without hypervisors and without agents that would give networks to machines. The
 // environment names a project there.
 type realOpenStack struct {
 	*openStack
-	external, flavor, nowhere string
+	cloudtest.OpenStack
 }
 
 func newRealOpenStack(t *testing.T) realOpenStack {
-	tree := Tree(t)
-	args := []string{"--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enterTree, tree, openStackServices}
-	identity, taken := "", []net.Listener{}
-	for range 5 {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		taken = append(taken, listener) // none is given twice
-		_, port, _ := net.SplitHostPort(listener.Addr().String())
-		args = append(args, port)
-		identity = cmp.Or(identity, "http://127.0.0.1:"+port+"/v3")
-	}
-	for _, listener := range taken {
-		_ = listener.Close()
-	}
-	services := exec.Command("unshare", args...)
-	alive, err := services.StdinPipe() // they end when nobody has it any more, however that came about
-	require.NoError(t, err)
-	said, err := services.StdoutPipe()
-	require.NoError(t, err)
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	require.NoError(t, err)
-	services.Stderr = log
-	require.NoError(t, services.Start())
-	t.Cleanup(func() {
-		_ = alive.Close()
-		_ = services.Process.Kill()
-		_ = services.Wait()
-		_ = log.Close()
-		if text, _ := os.ReadFile(log.Name()); t.Failed() {
-			t.Logf("the services said:\n%s", text)
-		}
-	})
-	late := time.AfterFunc(5*time.Minute, func() { _ = services.Process.Kill() })
-	_, err = io.ReadFull(said, make([]byte, len("ready")))
-	require.NoError(t, err, "the services ended")
-	require.True(t, late.Stop(), "the services were not there within five minutes")
+	r := realOpenStack{OpenStack: cloudtest.StartOpenStack(t, cloudtest.Tree(t, Trees), "203.0.113.0/24")}
 	for _, name := range []string{"OS_CLOUD", "OS_TOKEN", "OS_REGION_NAME", "OS_INTERFACE", "OS_CLIENT_CONFIG_FILE", "OS_PROJECT_ID", "OS_CACERT"} {
 		t.Setenv(name, "")
 	}
-	for name, value := range map[string]string{
-		"OS_AUTH_URL": identity, "OS_USERNAME": "admin", "OS_PASSWORD": "admin", "OS_PROJECT_NAME": "admin", "OS_USER_DOMAIN_NAME": "Default", "OS_PROJECT_DOMAIN_NAME": "Default",
-	} {
+	for name, value := range r.Env {
 		t.Setenv(name, value)
 	}
-	r := realOpenStack{}
-	r.furnish(t)
-	t.Setenv("OS_USERNAME", "someone")
-	t.Setenv("OS_PASSWORD", fakePassword)
-	t.Setenv("OS_PROJECT_NAME", "ours")
+	var err error
 	r.openStack, err = (&openStackCloud{}).login(t.Context())
 	require.NoError(t, err)
 	return r
-}
-
-// furnish makes what a cloud's administrator does: a project and somebody in it, flavors, and an external network.
-func (r *realOpenStack) furnish(t *testing.T) {
-	ctx := t.Context()
-	admin, err := (&openStackCloud{}).login(ctx)
-	require.NoError(t, err)
-	identity, err := clientconfig.NewServiceClient(ctx, "identity", nil)
-	require.NoError(t, err)
-	project, err := projects.Create(ctx, identity, projects.CreateOpts{Name: "ours", DomainID: "default"}).Extract()
-	require.NoError(t, err)
-	user, err := users.Create(ctx, identity, users.CreateOpts{Name: "someone", DomainID: "default", Password: fakePassword}).Extract()
-	require.NoError(t, err)
-	member, err := all(ctx, "roles", roles.List(identity, roles.ListOpts{Name: "member"}), roles.ExtractRoles)
-	require.NoError(t, err)
-	require.NoError(t, roles.Assign(ctx, identity, member[0].ID, roles.AssignOpts{UserID: user.ID, ProjectID: project.ID}).ExtractErr())
-	for _, f := range []struct {
-		name            string
-		cpus, ram, disk int
-	}{{"m1.small", 1, 2048, 20}, {"m3.quad", 4, 15360, 20}, {"diskless", 1, 2048, 0}, {"nowhere", 1, 1024, 1 << 30}} { // a disk that no host has
-		made, err := flavors.Create(ctx, admin.compute, flavors.CreateOpts{Name: f.name, VCPUs: f.cpus, RAM: f.ram, Disk: &f.disk}).Extract()
-		require.NoError(t, err)
-		r.flavor, r.nowhere = cmp.Or(r.flavor, made.ID), made.ID
-	}
-	yes := true
-	for _, name := range []string{"public", "not outside"} {
-		var n networks.CreateOptsBuilder = networks.CreateOpts{Name: name, Shared: &yes}
-		if name == "public" {
-			n = provider.CreateOptsExt{
-				CreateOptsBuilder: external.CreateOptsExt{CreateOptsBuilder: networks.CreateOpts{Name: name}, External: &yes},
-				Segments:          []provider.Segment{{NetworkType: "flat", PhysicalNetwork: "outside"}},
-			}
-		}
-		network, err := networks.Create(ctx, admin.network, n).Extract()
-		require.NoError(t, err)
-		r.external = cmp.Or(r.external, network.ID)
-	}
-	_, err = subnets.Create(ctx, admin.network, subnets.CreateOpts{NetworkID: r.external, CIDR: "203.0.113.0/24", IPVersion: gophercloud.IPv4}).Extract()
-	require.NoError(t, err)
-}
-
-// ids are those of everything in the project, by another way than the code that is tested: of each thing, not of what bears a mark.
-func (r realOpenStack) ids(t *testing.T) (ids []string) {
-	ctx := context.WithoutCancel(t.Context())
-	add := func(kind string, found []string, err error) {
-		require.NoError(t, err)
-		for _, id := range found {
-			ids = append(ids, kind+" "+id)
-		}
-	}
-	list := func(kind string, pages pagination.Pager, extract func(pagination.Page) ([]string, error)) {
-		found, err := all(ctx, kind, pages, extract)
-		add(kind, found, err)
-	}
-	list(kindServer, servers.List(r.compute, servers.ListOpts{}), idsOf(servers.ExtractServers, func(s servers.Server) string { return s.ID }))
-	list(kindFloating, floatingips.List(r.network, floatingips.ListOpts{}), idsOf(floatingips.ExtractFloatingIPs, func(f floatingips.FloatingIP) string { return f.ID }))
-	list(kindPort, ports.List(r.network, ports.ListOpts{}), idsOf(ports.ExtractPorts, func(p ports.Port) string { return p.ID }))
-	list(kindRouter, routers.List(r.network, routers.ListOpts{}), idsOf(routers.ExtractRouters, func(r routers.Router) string { return r.ID }))
-	list(kindSubnet, subnets.List(r.network, subnets.ListOpts{}), idsOf(subnets.ExtractSubnets, func(s subnets.Subnet) string { return s.ID }))
-	list(kindNetwork, networks.List(r.network, networks.ListOpts{}), idsOf(networks.ExtractNetworks, func(n networks.Network) string { return n.ID }))
-	list(kindSecurityGroup, groups.List(r.network, groups.ListOpts{}), idsOf(groups.ExtractGroups, func(g groups.SecGroup) string { return g.ID }))
-	list(kindImage, images.List(r.image, images.ListOpts{}), idsOf(images.ExtractImages, func(i images.Image) string { return i.ID }))
-	list(kindKeyPair, keypairs.List(r.compute, nil), idsOf(keypairs.ExtractKeyPairs, func(k keypairs.KeyPair) string { return k.Name }))
-	list(kindServerGroup, servergroups.List(r.compute, servergroups.ListOpts{}), idsOf(servergroups.ExtractServerGroups, func(g servergroups.ServerGroup) string { return g.ID }))
-	slices.Sort(ids)
-	return ids
-}
-
-func idsOf[T any](extract func(pagination.Page) ([]T, error), id func(T) string) func(pagination.Page) ([]string, error) {
-	return func(p pagination.Page) (ids []string, err error) {
-		found, err := extract(p)
-		for _, one := range found {
-			ids = append(ids, id(one))
-		}
-		return ids, err
-	}
 }
 
 // madeBed are the ids of what a test names of a bed.
@@ -216,7 +76,7 @@ func (r realOpenStack) bed(t *testing.T, mark map[string]string, nodes int, keep
 	require.NoError(t, err)
 	subnet, err := subnets.Create(ctx, r.network, subnets.CreateOpts{NetworkID: network.ID, CIDR: "10.106.0.0/16", IPVersion: gophercloud.IPv4, Description: text}).Extract()
 	require.NoError(t, err)
-	router, err := routers.Create(ctx, r.network, routers.CreateOpts{AdminStateUp: &yes, GatewayInfo: &routers.GatewayInfo{NetworkID: r.external}, Description: text}).Extract()
+	router, err := routers.Create(ctx, r.network, routers.CreateOpts{AdminStateUp: &yes, GatewayInfo: &routers.GatewayInfo{NetworkID: r.External}, Description: text}).Extract()
 	require.NoError(t, err)
 	way, err := routers.AddInterface(ctx, r.network, router.ID, routers.AddInterfaceOpts{SubnetID: subnet.ID}).Extract()
 	require.NoError(t, err)
@@ -254,9 +114,9 @@ func (r realOpenStack) bed(t *testing.T, mark map[string]string, nodes int, keep
 		if mark != nil {
 			tags[TagNode] = fmt.Sprintf("%s-%02d", mark[TagBed], i+1)
 		}
-		b.ports, b.servers = append(b.ports, port.ID), append(b.servers, r.server(t, tags, r.flavor, image.ID, port.ID, label, spread.ID))
+		b.ports, b.servers = append(b.ports, port.ID), append(b.servers, r.server(t, tags, r.Flavor, image.ID, port.ID, label, spread.ID))
 		if i == 0 && mark != nil {
-			floating, err := floatingips.Create(ctx, r.network, floatingips.CreateOpts{FloatingNetworkID: r.external, Description: text}).Extract()
+			floating, err := floatingips.Create(ctx, r.network, floatingips.CreateOpts{FloatingNetworkID: r.External, Description: text}).Extract()
 			require.NoError(t, err)
 			_, err = floatingips.Update(ctx, r.network, floating.ID, floatingips.UpdateOpts{PortID: &port.ID}).Extract()
 			require.NoError(t, err)
@@ -289,7 +149,7 @@ func TestRealOpenStack(t *testing.T) {
 	ctx, c := t.Context(), opened(t).(*openStackCloud)
 	r.bed(t, nil, 1, false)
 	r.bed(t, Tags(foreign, time.Time{}), 1, false)
-	theirs := r.ids(t)
+	theirs := r.Things(t)
 	b := r.bed(t, Tags(ours, expires), 2, true)
 
 	t.Run("check", func(t *testing.T) { r.check(t) })
@@ -325,7 +185,7 @@ func TestRealOpenStack(t *testing.T) {
 	t.Run("sweep", func(t *testing.T) {
 		port, err := ports.Create(ctx, r.network, ports.CreateOpts{NetworkID: b.network, Description: Description(Tags(ours, expires))}).Extract()
 		require.NoError(t, err)
-		nowhere := r.server(t, Tags(ours, expires), r.nowhere, b.image, port.ID, Label(ours.Bed, ours.ID), "")
+		nowhere := r.server(t, Tags(ours, expires), r.Nowhere, b.image, port.ID, Label(ours.Bed, ours.ID), "")
 		list, err := c.List(ctx, ours.Bed)
 		require.NoError(t, err)
 		at := slices.IndexFunc(list, func(s provision.Status) bool { return s.Incarnation == nowhere })
@@ -339,9 +199,9 @@ func TestRealOpenStack(t *testing.T) {
 
 		require.NoError(t, c.Sweep(ctx, ours))
 		with := slices.Sorted(slices.Values(append(slices.Clone(theirs), kindImage+" "+b.image)))
-		assert.Equal(t, with, r.ids(t))
+		assert.Equal(t, with, r.Things(t))
 		require.NoError(t, c.Sweep(ctx, ours), "a clean bed is no error")
-		assert.Equal(t, with, r.ids(t))
+		assert.Equal(t, with, r.Things(t))
 		owners, err := c.Owners(ctx)
 		require.NoError(t, err)
 		assert.Equal(t, []provision.Owner{foreign}, owners)
@@ -351,7 +211,7 @@ func TestRealOpenStack(t *testing.T) {
 		assert.Equal(t, []provision.KeptImage{kept}, images)
 		require.NoError(t, c.RemoveImage(ctx, b.image))
 		require.NoError(t, c.RemoveImage(ctx, b.image), "what is gone is no error")
-		assert.Equal(t, theirs, r.ids(t))
+		assert.Equal(t, theirs, r.Things(t))
 	})
 	t.Run("stranger", func(t *testing.T) {
 		hurried(t, 20*time.Second)
@@ -359,15 +219,15 @@ func TestRealOpenStack(t *testing.T) {
 		b := r.bed(t, Tags(ours, expires), 0, false)
 		port, err := ports.Create(ctx, r.network, ports.CreateOpts{NetworkID: b.network}).Extract()
 		require.NoError(t, err)
-		server := r.server(t, nil, r.flavor, b.image, port.ID, "somebody", "")
+		server := r.server(t, nil, r.Flavor, b.image, port.ID, "somebody", "")
 		require.ErrorContains(t, c.Sweep(ctx, ours), "remove subnet "+b.subnet+": it took more than 20s (last: 409 Conflict: Unable to complete operation on subnet "+b.subnet)
 		with := append(slices.Clone(theirs), kindImage+" "+b.image, kindNetwork+" "+b.network, kindPort+" "+port.ID, kindSecurityGroup+" "+b.group, kindServer+" "+server, kindSubnet+" "+b.subnet)
-		assert.ElementsMatch(t, with, r.ids(t))
+		assert.ElementsMatch(t, with, r.Things(t))
 		require.NoError(t, servers.Delete(ctx, r.compute, server).ExtractErr())
 		require.NoError(t, removed(ctx, thing{kind: kindServer, id: server}, time.Minute, r.ended))
 		require.NoError(t, ports.Delete(ctx, r.network, port.ID).ExtractErr())
 		require.NoError(t, c.Sweep(ctx, ours))
-		assert.Equal(t, theirs, r.ids(t))
+		assert.Equal(t, theirs, r.Things(t))
 	})
 }
 

@@ -1,6 +1,5 @@
-//go:build clouds
-
-package clouds
+// Package cloudtest has what stands in for clouds in tests: moto's server, and OpenStack's own services.
+package cloudtest
 
 import (
 	"os"
@@ -13,25 +12,9 @@ import (
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 )
 
-// trees is where Tree makes its own, which all tests share.
-var trees string
-
-func TestMain(m *testing.M) {
-	code := func() int {
-		dir, err := os.MkdirTemp("", "clouds")
-		if err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(dir)
-		trees = dir
-		return m.Run()
-	}()
-	os.Exit(code)
-}
-
-// Tree is a Debian 13 with what stands in for clouds, moto's server and OpenStack's services; the test is skipped where it cannot be made.
-// BEDFELLOW_CLOUDS_TREE names one that is kept: one with these packages and without the hook has services that start faster.
-func Tree(t *testing.T) string {
+// Tree is a Debian 13 with all of them, made in a directory or found there; the test is skipped where it cannot be made. BEDFELLOW_CLOUDS_TREE names
+// one that is kept: one with these packages and without the hook has services that start faster.
+func Tree(t *testing.T, dir string) string {
 	t.Helper()
 	const what = "a Debian 13 with moto's server and OpenStack's services"
 	if os.Geteuid() != 0 {
@@ -40,7 +23,7 @@ func Tree(t *testing.T) string {
 	if kept := os.Getenv("BEDFELLOW_CLOUDS_TREE"); kept != "" {
 		return kept
 	}
-	tree := filepath.Join(trees, "tree")
+	tree := filepath.Join(dir, "tree")
 	if _, err := os.Stat(tree); err == nil {
 		return tree
 	}
