@@ -19,6 +19,8 @@ import (
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optpreview"
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optrefresh"
 	"github.com/pulumi/pulumi/sdk/v3/go/auto/optup"
+	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
+	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/progress"
@@ -139,6 +141,12 @@ func (w *Workspace) Refresh(ctx context.Context) (map[string]int, error) {
 	result, err := s.stack.Refresh(ctx, optrefresh.EventStreams(s.events), optrefresh.Color("never"))
 	if err != nil {
 		return nil, s.explain(ctx, "refresh", err)
+	}
+	s.heard()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range s.gone { // of what is Pulumi's own providers', of which our own says nothing
+		progress.Note(ctx, "%s is gone; `bed up -s %s` makes another", name, w.Stack)
 	}
 	return s.changes(result.Summary.ResourceChanges), nil
 }
@@ -315,6 +323,7 @@ type session struct {
 	events chan events.EngineEvent
 	mu     sync.Mutex
 	errors []string // guarded by mu
+	gone   []string // guarded by mu
 	done   chan struct{}
 	stop   func()
 }
@@ -380,7 +389,15 @@ func findCLI() (auto.PulumiCommand, error) {
 	return cli, nil
 }
 
-// listen collects the engine's error messages.
+// heard waits until the engine has said all: it closes its stream at the end.
+func (s *session) heard() {
+	select {
+	case <-s.done:
+	case <-time.After(2 * time.Second):
+	}
+}
+
+// listen collects the engine's error messages, and what it has found to be gone.
 func (s *session) listen() {
 	defer close(s.done)
 	for e := range s.events {
@@ -390,6 +407,12 @@ func (s *session) listen() {
 				s.errors = append(s.errors, text)
 				s.mu.Unlock()
 			}
+		}
+		if o := e.ResOutputsEvent; o != nil && o.Metadata.Op == apitype.OpDelete {
+			urn := resource.URN(o.Metadata.URN)
+			s.mu.Lock()
+			s.gone = append(s.gone, fmt.Sprintf("%s (%s)", urn.Name(), urn.Type().Name()))
+			s.mu.Unlock()
 		}
 	}
 }
@@ -402,10 +425,7 @@ func (s *session) explain(ctx context.Context, what string, err error) error {
 		return fmt.Errorf("%s of %s was interrupted: %w; `bed up -s %s` finishes the bed, `bed destroy -s %s` removes it", what, s.w.Stack, context.Cause(ctx), s.w.Stack, s.w.Stack)
 	}
 	if s.stack.Name() != "" && what != "read" {
-		select { // the engine closes its stream at the end
-		case <-s.done:
-		case <-time.After(2 * time.Second):
-		}
+		s.heard()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/events"
+
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
 )
@@ -29,4 +31,15 @@ func Evict(ctx context.Context, w *Workspace, s Standing, leaving []string) func
 
 func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, error) {
 	return asPool(spec, keys, machines)
+}
+
+// Heard is what a session keeps of what the engine has said.
+func Heard(said ...events.EngineEvent) (errors, gone []string) {
+	s := &session{events: make(chan events.EngineEvent, len(said)), done: make(chan struct{})}
+	for _, e := range said {
+		s.events <- e
+	}
+	close(s.events)
+	s.listen()
+	return s.errors, s.gone
 }
