@@ -231,7 +231,7 @@ func (p place) start(t *testing.T, env []string, args ...string) *process {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	run := &process{args: args, more: make(chan struct{}, 1), read: make(chan struct{}), cancel: cancel}
-	argv := slices.Concat(p.within, []string{work(t, "bin/bed")}, args)
+	argv := slices.Concat(p.within, []string{filepath.Join(p.dir, "bin/bed")}, args)
 	run.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 	run.cmd.Dir = p.dir
 	run.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + work(t, "home"), "TMPDIR=" + tmp(), "LANG=C.UTF-8"}, slices.Concat(p.env, env)...)

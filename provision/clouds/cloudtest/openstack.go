@@ -20,6 +20,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/projects"
 	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/roles"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
 	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/users"
 	"github.com/gophercloud/gophercloud/v2/openstack/image/v2/images"
 	"github.com/gophercloud/gophercloud/v2/openstack/networking/v2/extensions/external"
@@ -115,11 +116,23 @@ func (o *OpenStack) furnish(t *testing.T, addresses string) {
 	require.NoError(t, err)
 	user, err := users.Create(ctx, identity, users.CreateOpts{Name: o.Env["OS_USERNAME"], DomainID: "default", Password: o.Env["OS_PASSWORD"]}).Extract()
 	require.NoError(t, err)
-	page, err := roles.List(identity, roles.ListOpts{Name: "member"}).AllPages(ctx)
+	page, err := roles.List(identity, nil).AllPages(ctx)
 	require.NoError(t, err)
-	member, err := roles.ExtractRoles(page)
+	known, err := roles.ExtractRoles(page)
 	require.NoError(t, err)
-	require.NoError(t, roles.Assign(ctx, identity, member[0].ID, roles.AssignOpts{UserID: user.ID, ProjectID: project.ID}).ExtractErr())
+	authenticated := admin.GetAuthResult().(tokens.CreateResult)
+	services, err := authenticated.ExtractUser()
+	require.NoError(t, err)
+	theirs, err := authenticated.ExtractProject()
+	require.NoError(t, err)
+	for _, role := range known {
+		switch role.Name {
+		case "member":
+			require.NoError(t, roles.Assign(ctx, identity, role.ID, roles.AssignOpts{UserID: user.ID, ProjectID: project.ID}).ExtractErr())
+		case "service": // they are the administrator here; without it, Nova could not let go of a port
+			require.NoError(t, roles.Assign(ctx, identity, role.ID, roles.AssignOpts{UserID: services.ID, ProjectID: theirs.ID}).ExtractErr())
+		}
+	}
 	compute, err := openstack.NewComputeV2(admin, o.Region)
 	require.NoError(t, err)
 	for _, f := range []struct {

@@ -167,7 +167,16 @@ def neutron(ports):
                     '2000-01-01 00:00:00.0', '2000-01-01 00:00:00.0', '9000-01-01 00:00:00.0', '{"tunnel_types": ["vxlan"]}')""")
     from neutron.wsgi.api import application
 
-    return application
+    writing = threading.Lock()
+
+    def one_at_a_time(environ, start_response):
+        """SQLite refuses who has read, and would write after somebody else has."""
+        if environ["REQUEST_METHOD"] == "GET":
+            return application(environ, start_response)
+        with writing:
+            return list(application(environ, start_response))
+
+    return one_at_a_time
 
 
 def nova(ports):

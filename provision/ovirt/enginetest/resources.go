@@ -294,15 +294,21 @@ var scriptParts = map[string]*regexp.Regexp{
 // guest is what cloud-init would make of a VM.
 func (v *vm) guest() (Guest, error) {
 	g := Guest{Name: v.name, ID: v.id, CPUs: v.cores * v.sockets, Memory: v.memory}
-	script, err := bootCommand(v.script)
+	err := g.Read(v.script)
+	return g, err
+}
+
+// Read has the guest be what cloud-init would make of it with a bed's data.
+func (g *Guest) Read(config string) error {
+	script, err := bootCommand(config)
 	if err != nil {
-		return g, err
+		return err
 	}
 	g.HostKey = scriptParts["key"].FindString(script) + "\n"
 	for part, to := range map[string]*string{"public": &g.HostPublicKey, "user": &g.User, "login": &g.AuthorizedKey} {
 		m := scriptParts[part].FindStringSubmatch(script)
 		if m == nil {
-			return g, fmt.Errorf("the cloud-init data has no %s", part)
+			return fmt.Errorf("the cloud-init data has no %s", part)
 		}
 		*to = m[1]
 	}
@@ -312,7 +318,7 @@ func (v *vm) guest() (Guest, error) {
 	if m := regexp.MustCompile(`echo '([^']*)' >/etc/hostname`).FindStringSubmatch(script); m != nil {
 		g.Name = m[1]
 	}
-	return g, nil
+	return nil
 }
 
 func (e *Engine) startVM(r *http.Request, _ []byte) answer {
