@@ -35,7 +35,7 @@ import (
 // and in the end the project has what it had.
 func TestOpenStack(t *testing.T) {
 	if _, err := exec.LookPath("pulumi-resource-openstack"); err != nil {
-		t.Skip("Pulumi's provider for OpenStack is not on the PATH; `pulumi plugin install resource openstack 5.0.2` fetches it, docs/clouds.md tells more")
+		t.Skip("Pulumi's provider for OpenStack is not on the PATH; `pulumi plugin install resource openstack 5.0.2` fetches it to ~/.pulumi/plugins")
 	}
 	p := newPlace(t, "openstack", "quickstart", "e2e-os")
 	bin := work(t, "clouds", "bin")
@@ -60,11 +60,11 @@ func TestOpenStack(t *testing.T) {
 	}
 	none := cloud.Things(t)
 	h := boots(t, cloud, enginetest.NewNodes(machines, image.Path))
+	t.Cleanup(func() { same(t, before) })
+	t.Cleanup(h.end)
 	t.Cleanup(func() {
 		p.ok(t, "destroy", "-s", p.stack)
 		assert.Equal(t, none, cloud.Things(t))
-		h.end()
-		same(t, before)
 	})
 	settings := []string{"nodes=3", "cpus=1", "memory=2GiB", "image=debian-13", "openstack.flavor=m1.small", "openstack.externalNetwork=public", "openstack.sshFrom=192.0.2.0/24"}
 	start := time.Now()
@@ -80,7 +80,7 @@ func TestOpenStack(t *testing.T) {
 	t.Run("again", p.noop)
 	t.Run("by hand", func(t *testing.T) {
 		require.NoError(t, servers.Delete(t.Context(), h.compute, inv.Nodes[2].Incarnation).ExtractErr())
-		assert.Contains(t, p.ok(t, "refresh", "-s", p.stack, "-o", "json").stderr, inv.Nodes[2].Name)
+		assert.Contains(t, p.ok(t, "refresh", "-s", p.stack, "-o", "json").stderr, inv.Nodes[2].Name+" (Instance) is gone")
 		again, _ := p.up(t, settings...)
 		assert.Equal(t, inv.Nodes[1].Incarnation, again.Nodes[1].Incarnation)
 		assert.NotEqual(t, inv.Nodes[2].Incarnation, again.Nodes[2].Incarnation)
@@ -103,15 +103,21 @@ type hypervisor struct {
 	compute, network *gophercloud.ServiceClient
 	nodes            *enginetest.Nodes
 	running          map[string]string // addresses by server, on this host
-	ways             map[string]net.Listener
+	ways             map[string]way    // by floating address
 	cancel           func()
 	done             sync.WaitGroup
+}
+
+// way is what leads from a floating address to a node.
+type way struct {
+	net.Listener
+	to string
 }
 
 func boots(t *testing.T, cloud cloudtest.OpenStack, nodes *enginetest.Nodes) *hypervisor {
 	admin, err := openstack.AuthenticatedClient(t.Context(), cloud.Admin)
 	require.NoError(t, err)
-	h := &hypervisor{nodes: nodes, running: map[string]string{}, ways: map[string]net.Listener{}}
+	h := &hypervisor{nodes: nodes, running: map[string]string{}, ways: map[string]way{}}
 	h.compute, err = openstack.NewComputeV2(admin, cloud.Region)
 	require.NoError(t, err)
 	h.compute.Microversion = "2.3" // the first with a server's data
@@ -137,8 +143,8 @@ func (h *hypervisor) end() {
 	for id := range h.running {
 		h.nodes.Remove(id)
 	}
-	for _, way := range h.ways {
-		_ = way.Close()
+	for _, w := range h.ways {
+		_ = w.Close()
 	}
 }
 
@@ -152,9 +158,18 @@ func (h *hypervisor) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	at, ids := map[string]string{}, map[string]bool{} // on this host, by the address that the cloud has given
+	ids := map[string]bool{}
 	for _, s := range there {
 		ids[s.ID] = true
+	}
+	for id := range h.running { // first: who comes after has its name
+		if !ids[id] {
+			h.nodes.Remove(id)
+			delete(h.running, id)
+		}
+	}
+	at := map[string]string{} // on this host, by the address that the cloud has given
+	for _, s := range there {
 		if s.Status != "ACTIVE" {
 			continue
 		}
@@ -167,12 +182,6 @@ func (h *hypervisor) look(ctx context.Context) error {
 		}
 		at[inside] = h.running[s.ID]
 	}
-	for id := range h.running {
-		if !ids[id] {
-			h.nodes.Remove(id)
-			delete(h.running, id)
-		}
-	}
 	page, err = floatingips.List(h.network, floatingips.ListOpts{}).AllPages(ctx)
 	if err != nil {
 		return err
@@ -181,22 +190,25 @@ func (h *hypervisor) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lead := map[string]bool{}
+	lead := map[string]string{}
 	for _, w := range ways {
-		if at[w.FixedIP] == "" {
-			continue
-		}
-		lead[w.FloatingIP] = true
-		if h.ways[w.FloatingIP] == nil {
-			if h.ways[w.FloatingIP], err = forward(net.JoinHostPort(w.FloatingIP, "22"), net.JoinHostPort(at[w.FixedIP], "22")); err != nil {
-				return err
-			}
+		if to := at[w.FixedIP]; to != "" {
+			lead[w.FloatingIP] = to
 		}
 	}
-	for address, way := range h.ways {
-		if !lead[address] {
-			_ = way.Close()
+	for address, w := range h.ways {
+		if lead[address] != w.to {
+			_ = w.Close()
 			delete(h.ways, address)
+		}
+	}
+	for address, to := range lead {
+		if _, ok := h.ways[address]; !ok {
+			l, err := forward(net.JoinHostPort(address, "22"), net.JoinHostPort(to, "22"))
+			if err != nil {
+				return err
+			}
+			h.ways[address] = way{l, to}
 		}
 	}
 	return nil

@@ -133,6 +133,40 @@ func TestJobsBeginAtOnce(t *testing.T) {
 	assert.Empty(t, left)
 }
 
+// Docker is asked for the stop before the API server is ended: whoever is killed in between leaves no half of a node. How the stop went is told.
+func TestDown(t *testing.T) {
+	script, err := fs.ReadFile(playbooks.FS, "roles/usernetes/files/usernetes")
+	require.NoError(t, err)
+	dir := t.TempDir()
+	for path, text := range map[string]string{
+		"usernetes":    strings.ReplaceAll(string(script), "/etc/bedfellow/usernetes", dir+"/bed"),
+		"bed/node.env": "USERNETES_DEADLINE=60\n",
+		"bin/docker": `#!/bin/sh
+# A fake, whose container stops when what runs in it ends the API server, and not before.
+cd ` + dir + `
+case $1 in
+stop) echo "$*" >log; until [ -e ended ]; do sleep 0.01; done; rm ended; [ ! -e fails ] ;;
+exec) until [ -s log ]; do sleep 0.01; done; shift; echo "$*" >>log; touch ended ;;
+esac
+`,
+	} {
+		path = filepath.Join(dir, path)
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o755))
+	}
+	down := func() error {
+		cmd := exec.Command("timeout", "20", filepath.Join(dir, "usernetes"), "down")
+		cmd.Env = append(os.Environ(), "HOME="+dir, "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"), "USERNETES_INSTANCE=")
+		return cmd.Run()
+	}
+	require.NoError(t, down())
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	require.NoError(t, err)
+	assert.Regexp(t, `^stop -t 60 usernetes-node\nusernetes-node sh -c .*pgrep -x kubelet.*pkill -KILL -x kube-apiserver\n$`, string(log))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "fails"), nil, 0o600))
+	require.Error(t, down())
+}
+
 // What kubeadm is told where CPUs are emulated, and not told elsewhere, where it is as upstream has it.
 func TestASlowNodesKubernetesDoesLess(t *testing.T) {
 	type argument struct{ Name, Value string }

@@ -145,7 +145,7 @@ func (w *Workspace) Refresh(ctx context.Context) (map[string]int, error) {
 	s.heard()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, name := range s.gone { // of what is Pulumi's own providers', of which our own says nothing
+	for _, name := range s.gone { // Pulumi's own providers say nothing of what is theirs
 		progress.Note(ctx, "%s is gone; `bed up -s %s` makes another", name, w.Stack)
 	}
 	return s.changes(result.Summary.ResourceChanges), nil

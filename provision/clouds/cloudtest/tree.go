@@ -31,6 +31,7 @@ func Tree(t *testing.T, dir string) string {
 		hosttest.Lacks(t, "mmdebstrap, which makes "+what)
 	}
 	unfinished := tree + ".unfinished"
+	require.NoError(t, os.RemoveAll(unfinished)) // of one that failed
 	out, err := exec.CommandContext(t.Context(), "mmdebstrap", "--quiet", "--variant=apt", "--dpkgopt=force-unsafe-io",
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		// Compiling all of Python's modules takes longer than compiling those that are used.
