@@ -35,7 +35,7 @@ import (
 // and in the end the project has what it had.
 func TestOpenStack(t *testing.T) {
 	if _, err := exec.LookPath("pulumi-resource-openstack"); err != nil {
-		t.Skip("Pulumi's provider for OpenStack is not on the PATH; `pulumi plugin install resource openstack 5.0.2` fetches it to ~/.pulumi/plugins")
+		t.Skip("Pulumi's provider for OpenStack is not on the PATH; `pulumi plugin install resource openstack 5.0.2` makes ~/.pulumi/plugins/resource-openstack-v5.0.2, which goes there")
 	}
 	p := newPlace(t, "openstack", "quickstart", "e2e-os")
 	bin := work(t, "clouds", "bin")
@@ -126,11 +126,16 @@ func boots(t *testing.T, cloud cloudtest.OpenStack, nodes *enginetest.Nodes) *hy
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
 	h.done.Go(func() {
+		again := time.NewTicker(time.Second) // of what the services do, nobody is told
+		defer again.Stop()
 		for ctx.Err() == nil {
 			if err := h.look(ctx); err != nil && ctx.Err() == nil {
 				fmt.Fprintln(os.Stderr, "hypervisor:", err)
 			}
-			time.Sleep(time.Second)
+			select {
+			case <-ctx.Done():
+			case <-again.C:
+			}
 		}
 	})
 	return h
@@ -278,7 +283,7 @@ func forward(from, to string) (net.Listener, error) {
 			}
 			go func() {
 				defer c.Close()
-				d, err := net.Dial("tcp", to)
+				d, err := net.DialTimeout("tcp", to, time.Minute)
 				if err != nil {
 					return
 				}

@@ -42,6 +42,14 @@ func (n node) write(t *testing.T, name, text string) {
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o755))
 }
 
+// slow has the node be one whose CPUs are emulated.
+func (n node) slow(t *testing.T) {
+	path := filepath.Join(n.dir, "etc/bedfellow/node.env")
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	n.write(t, "etc/bedfellow/node.env", strings.Replace(string(text), "USERNETES_GO=", "USERNETES_GO=GOGC=200", 1))
+}
+
 // run runs a command of the script and returns what it printed, and the log since.
 func (n node) run(stdin string, args ...string) (out, log string, err error) {
 	file := filepath.Join(n.dir, "run/log")
@@ -60,7 +68,8 @@ func TestInit(t *testing.T) {
 		"kubeadm":   `echo "kubeadm $*" >>log; [ ! -e fails ]`,
 		"kubectl":   `echo "kubectl $*" >>log`,
 		"systemctl": ":", "ip": ":",
-		"ctr": "echo containers",
+		"ctr":  "echo containers",
+		"tail": "echo logs",
 	})
 	n.write(t, "etc/bedfellow/init.yaml", "@node@ @port@\n")
 	n.write(t, "etc/bedfellow/flannel.yaml", "@flanneld@\n")
@@ -68,7 +77,7 @@ func TestInit(t *testing.T) {
 	n.write(t, "run/fails", "")
 	out, _, err := n.run("", "init")
 	require.Error(t, err)
-	assert.Contains(t, out, "containers\n")
+	assert.Contains(t, out, "containers\nlogs\n")
 	assert.NoFileExists(t, filepath.Join(n.dir, "etc/kubernetes/bedfellow-init"))
 
 	require.NoError(t, os.Remove(filepath.Join(n.dir, "run/fails")))
@@ -87,6 +96,13 @@ func TestInit(t *testing.T) {
 	require.NoError(t, err, out)
 	assert.NotContains(t, out, "changed")
 	assert.NotContains(t, log, "kubeadm")
+
+	require.NoError(t, os.Remove(filepath.Join(n.dir, "etc/kubernetes/bedfellow-init")))
+	n.slow(t)
+	out, log, err = n.run("", "init")
+	require.NoError(t, err, out)
+	assert.Contains(t, log, "--skip-phases addon,show-join-command,kubelet-finalize\n")
+	assert.Contains(t, log, "scale deployment/coredns --replicas 1\n")
 }
 
 const told = "abc.def sha256:1234\n"

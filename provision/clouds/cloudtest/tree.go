@@ -1,4 +1,4 @@
-// Package cloudtest has what stands in for clouds in tests: moto's server, and OpenStack's own services.
+// Package cloudtest has what stands in for clouds in tests: a tree with moto's server, and OpenStack's own services.
 package cloudtest
 
 import (
