@@ -46,8 +46,8 @@ func packages(driver string) []images.Tool {
 		if os.Geteuid() != 0 { // whose images root has baked, or a virtual machine bakes
 			return append(tools, images.Tool{Program: "ansible-playbook", Package: "ansible"})
 		}
-		if os.Getenv("CI") == "true" { // a UEFI, to test that images boot with one
-			tools = append(tools, images.Tool{Program: "/usr/share/OVMF/OVMF_CODE_4M.fd", Package: "ovmf"})
+		if os.Getenv("CI") == "true" { // what tests alone want: a UEFI for images to boot with, and to see the rules that a node's script makes
+			tools = append(tools, images.Tool{Program: "/usr/share/OVMF/OVMF_CODE_4M.fd", Package: "ovmf"}, images.Tool{Program: "nft", Package: "nftables"})
 		}
 		return append(images.Tools(bed.VM), tools...)
 	}
