@@ -38,6 +38,7 @@ done
 
 check "replies by any interface" "rp_filter $(cat /proc/sys/net/ipv4/conf/default/rp_filter)" "rp_filter 2"
 check "low ports for users" "from $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start)" "from 0"
+check "room for datagrams" "$(cat /proc/sys/net/core/rmem_default) B" "4194304 B"
 
 if [ -e "/var/lib/systemd/linger/$user" ]; then tell lingering ok "$user's services outlive logins"; else tell lingering no "$user's services end with the last login"; fi
 
