@@ -94,7 +94,12 @@ func (p place) kubernetesSelftest(t *testing.T) {
 // kept is what a run has kept.
 func (p place) kept(t *testing.T, args ...string) *results.Result {
 	t.Helper()
-	c := p.ok(t, args...)
+	return p.load(t, p.ok(t, args...))
+}
+
+// load reads what a run has kept.
+func (p place) load(t *testing.T, c call) *results.Result {
+	t.Helper()
 	var said struct{ Dir string }
 	require.NoError(t, json.Unmarshal([]byte(c.stdout), &said), "%s", c)
 	r, err := results.Load(said.Dir)

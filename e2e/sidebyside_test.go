@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -62,7 +64,11 @@ func TestSideBySide(t *testing.T) {
 // all of it down. The scenario itself holds what the service says it has learned against what was simulated, and looks whether anything is left.
 func (p place) workflow(t *testing.T) {
 	const train, test, y, z = 12, 4, 2, 2
-	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", "steps=4", "--param", "limit=2h", "--param", "ranks=1"}
+	steps := "steps=4" // for CI's time
+	if *fullFlag {
+		steps = "steps=10"
+	}
+	args := []string{"run", "workflow", "-s", p.stack, "-o", "json", "--param", steps, "--param", "limit=2h", "--param", "ranks=1"}
 	for name, n := range map[string]int{"train": train, "test": test, "x": 2, "y": y, "z": z} {
 		args = append(args, "--param", fmt.Sprintf("%s=%d", name, n))
 	}
@@ -94,8 +100,15 @@ func (p place) idleNodes(t *testing.T) {
 		assert.Positive(t, s.Value, "%s, %s", s.Series, s.Metric)
 		have[s.Series+", "+s.Metric] = true
 	}
-	for _, want := range []string{"completed, set-up", "idle nodes, set-up", "completed, teardown", "idle nodes, teardown", "completed, learn requests", "completed, predict requests", "completed, simulation, service busy"} {
+	for _, want := range []string{"completed, set-up", "idle nodes, set-up", "completed, teardown", "idle nodes, teardown", "completed, learn requests", "completed, predict requests", "completed, simulation, service busy over idle"} {
 		assert.True(t, have[want], want)
+	}
+	ratios := map[string]string{}
+	for _, ratio := range r.Summary.Ratios {
+		ratios[ratio.Metric] = ratio.Series + " to " + ratio.Baseline
+	}
+	for _, metric := range []string{"set-up", "teardown"} {
+		assert.Equal(t, "completed to "+sidebyside.IdleNodes, ratios[metric], metric)
 	}
 }
 
@@ -118,17 +131,23 @@ func (p place) workflowFaults(t *testing.T) {
 		"control plane's container restarted": "docker restart -t 5 usernetes-$USERNETES_INSTANCE",
 	} {
 		t.Run(name, func(t *testing.T) {
-			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=4", "--param", "test=2",
+			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=8", "--param", "test=2",
 				"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1")
 			eventually(t, "the second simulation", p.patience(5*time.Minute), func() error {
-				if c := run.sofar(-1); !strings.Contains(c.stderr, "2 of 6 simulations") {
+				if c := run.sofar(-1); !strings.Contains(c.stderr, "2 of 10 simulations") {
 					return errors.New("it is not there yet")
 				}
 				return nil
 			})
-			p.must(t, inv, first, `export USERNETES_INSTANCE=$(usernetes instances); `+fault)
+			struck := strings.Fields(p.must(t, inv, first, `export USERNETES_INSTANCE=$(usernetes instances); `+fault+` >&2; date +%s.%N`))
 			c := run.wait(t)
 			require.Zero(t, c.code, "%s", c)
+			r := p.load(t, c)
+			log, err := os.ReadFile(filepath.Join(r.Dir, r.Samples[0].Log))
+			require.NoError(t, err)
+			models := regexp.MustCompile(`(?m)^([0-9.]+) models$`).FindSubmatch(log) // the job's script is on the same node
+			require.Len(t, models, 2, "%s", log)
+			assert.Less(t, struck[len(struck)-1], string(models[1]), "there were points to come when it was struck")
 		})
 	}
 }
@@ -210,9 +229,13 @@ func (p place) endings(t *testing.T) {
 	for _, at := range sidebyside.Phases {
 		t.Run("cancelled at "+at, func(t *testing.T) { p.ends(t, sidebyside.Cancelled, at) })
 	}
+	for _, at := range []string{"containers", "control-plane", "joining"} { // while Docker and kubeadm make things
+		t.Run("cancelled within "+at, func(t *testing.T) { p.ends(t, sidebyside.Cancelled, at, "--param", "after=5s") })
+	}
 	t.Run("killed", func(t *testing.T) { p.ends(t, sidebyside.Killed, "points") })
+	t.Run("killed within joining", func(t *testing.T) { p.ends(t, sidebyside.Killed, "joining", "--param", "after=5s") })
 	t.Run("failed", func(t *testing.T) { p.ends(t, sidebyside.Failed, "service") })
-	t.Run("out of time", func(t *testing.T) { p.ends(t, sidebyside.TimedOut, "holding", "--param", "limit=1m") })
+	t.Run("out of time", func(t *testing.T) { p.ends(t, sidebyside.TimedOut, "control-plane", "--param", "limit=5m") }) // its containers take a minute or two where emulated
 }
 
 func (p place) ends(t *testing.T, how sidebyside.Ending, at string, args ...string) {

@@ -61,6 +61,8 @@ type Job struct {
 	Requests, BusyCells int
 	Ending              Ending
 	At                  string // the phase that Ending is at, unless it is Completed
+	// After is how far into that phase a job is cancelled or killed, which goes on meanwhile. With 0 it waits at the phase's beginning.
+	After time.Duration
 	// Told, if set, hears of each simulation once, from 0 on, as soon as the job tells of it.
 	Told func(s Said, i int) error
 }
@@ -80,8 +82,11 @@ const (
 	Killed    Ending = "killed" // all of its processes, by a signal that none of them sees
 )
 
+// joining is a phase of a job on several nodes.
+const joining = "joining"
+
 // Phases are those that a job is ended at, in their order.
-var Phases = []string{"holding", "containers", "control-plane", "readiness", "service", "points", "models", "leaving"}
+var Phases = []string{"holding", "containers", "control-plane", joining, "readiness", "service", "points", "models", "leaving"}
 
 // Said is what the client has said of a point.
 type Said struct {
@@ -171,7 +176,7 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 		}
 	}
 	stop := j.At
-	if j.Ending == Completed {
+	if j.Ending == Completed || j.After > 0 {
 		stop = ""
 	}
 	id, err := env.Manager.Submit(ctx, wlm.Job{
@@ -195,16 +200,34 @@ func (j Job) Run(ctx context.Context, env *scenario.Env) (r Ran, err error) {
 		told[s.ID] = true
 		return j.Told(s, len(told)-1)
 	}
+	var ended sync.Once
+	var ending sync.WaitGroup
+	over, done := context.WithCancel(ctx)
+	defer done()
 	reading := &reader{told: tell, phase: func(p Phase, said int) {
 		step.Update("%s", describe(p.Name, said, len(j.Points)))
-		if p.Name == j.At {
-			j.end(ctx, env, id, dir)
+		if p.Name == j.At && j.Ending != Completed {
+			ended.Do(func() {
+				ending.Go(func() {
+					select {
+					case <-time.After(j.After):
+						j.end(ctx, env, id, dir)
+					case <-over.Done():
+					}
+				})
+			})
 		}
 	}}
 	var attached sync.WaitGroup
-	attached.Go(func() { _ = env.Manager.Attach(ctx, id, reading) }) // all of it is read below, if it can be
+	attached.Go(func() {
+		if err := env.Manager.Attach(ctx, id, reading); err != nil && ctx.Err() == nil { // all of it is read below, if it can be
+			_ = env.Note(ctx, "job %s was not followed to its end: %v", id, err)
+		}
+	})
 	r.Outcome, err = env.Manager.Wait(ctx, id)
+	done()
 	attached.Wait()
+	ending.Wait()
 	_ = step.End(err)
 	whole := &reader{told: tell, phase: func(Phase, int) {}}
 	errRead := j.read(context.WithoutCancel(ctx), env, &r, dir, whole)

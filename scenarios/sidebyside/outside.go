@@ -48,7 +48,7 @@ until grep -qx held %[4]s/held; do
 done`, int(limit.Seconds()), number, on[0].BedAddress, dir))},
 		{"containers", each(nodes, "usernetes up")},
 		{"control-plane", each(control, "usernetes init")},
-		{"joining", func() error {
+		{joining, func() error {
 			if len(nodes) == 1 {
 				return nil
 			}

@@ -11,9 +11,13 @@ import (
 	"strings"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
+	"github.com/bedfellow/bedfellow/pkg/results"
 	"github.com/bedfellow/bedfellow/scenarios/scenario"
 	"github.com/bedfellow/bedfellow/scenarios/wlm"
 )
+
+// IdleNodes is the series of Kubernetes on nodes without a job, which is what its ratios refer to.
+const IdleNodes = "idle nodes"
 
 // Scenario sets Kubernetes up within a batch job, uses it, and takes it down, however the job ends.
 func Scenario() scenario.Scenario {
@@ -26,7 +30,8 @@ func Scenario() scenario.Scenario {
 			scenario.Parameter{Name: "requests", Doc: "of each kind that the service is asked at the end, before simulations of cells³ beside it, idle and busy in turn",
 				Default: "0", Check: scenario.Whole(0, 1_000_000)},
 			scenario.Parameter{Name: "ending", Doc: "how the job is to end", Default: string(Completed), Check: scenario.OneOf(endings...)},
-			scenario.Parameter{Name: "at", Doc: "the phase at which it ends otherwise than completed", Default: "points", Check: scenario.OneOf(Phases...)},
+			scenario.Parameter{Name: "at", Doc: "the phase at which it ends otherwise than completed", Default: "points", Check: scenario.OneOf(Phases...), Fits: reached},
+			scenario.Parameter{Name: "after", Doc: "how far into that phase a job is cancelled or killed; with 0s it waits at its beginning", Default: "0s", Check: noneOrLength, Fits: meanwhile},
 			scenario.Parameter{Name: "users", Doc: "accounts, which `sudo usernetes admit` makes on each node, that have such a job each at once, the first of which ends so",
 				Default: "the bed's own", Derive: func(inv bed.Inventory, _ scenario.Values) string { return inv.User }, Check: checkUsers, Fits: shareNodes},
 			scenario.Parameter{Name: "idle", Doc: "whether Kubernetes is also brought up and down on the idle nodes, in turn with the job: yes or no", Default: "no",
@@ -64,6 +69,29 @@ func Shape(steps, limit string) []scenario.Parameter {
 func completes(_ bed.Inventory, v scenario.Values, value string) error {
 	if value == "yes" && (Ending(v["ending"]) != Completed || strings.Contains(v["users"], ",")) {
 		return errors.New("is for one job that completes; leave out ending and users")
+	}
+	return nil
+}
+
+// reached is an error where a job does not come to the phase.
+func reached(inv bed.Inventory, v scenario.Values, value string) error {
+	if value == joining && len(on(inv, v)) == 1 {
+		return errors.New("is a phase of jobs on several nodes, and this is on one")
+	}
+	return nil
+}
+
+func noneOrLength(value string) error {
+	if value == "0s" {
+		return nil
+	}
+	return scenario.Length(value)
+}
+
+// meanwhile is an error where a job is not ended from outside.
+func meanwhile(_ bed.Inventory, v scenario.Values, value string) error {
+	if e := Ending(v["ending"]); value != "0s" && e != Cancelled && e != Killed {
+		return fmt.Errorf("is for jobs that are %s or %s", Cancelled, Killed)
 	}
 	return nil
 }
@@ -109,17 +137,19 @@ func run(ctx context.Context, env *scenario.Env) error {
 	}
 	series := []scenario.Series{{Name: v["ending"], Parameters: map[string]string{"nodes": v["nodes"], "simulations": v["simulations"]}}}
 	if Ending(v["ending"]) != Completed {
-		series[0].Parameters["at"] = v["at"]
+		series[0].Parameters["at"], series[0].Parameters["after"] = v["at"], v["after"]
 	}
 	if len(users) > 1 {
 		series[0].Parameters["users"] = v["users"]
 	}
-	const idle = "idle nodes"
-	if v["idle"] == "yes" {
-		series = append(series, scenario.Series{Name: idle, Parameters: map[string]string{"nodes": v["nodes"]}})
+	if v["idle"] == "yes" { // of the same parameters, or there would be no ratio
+		series = append(series, scenario.Series{Name: IdleNodes, Parameters: series[0].Parameters})
+		if err := env.Record.Update(func(r *results.Run) { r.Baseline = IdleNodes }); err != nil {
+			return err
+		}
 	}
 	return env.Interleave(ctx, series, func(ctx context.Context, s scenario.Series, r scenario.Repetition) (m scenario.Measured, err error) {
-		if s.Name == idle {
+		if s.Name == IdleNodes {
 			ran, err := outside(ctx, env, on(env.Inventory, v), v.Duration("limit"))
 			if err == nil {
 				m.Metrics = ran.Metrics()
@@ -127,7 +157,7 @@ func run(ctx context.Context, env *scenario.Env) error {
 			return m, err
 		}
 		j := Shaped(env, "sidebyside-"+r.String())
-		j.Ending, j.At = Ending(v["ending"]), v["at"]
+		j.Ending, j.At, j.After = Ending(v["ending"]), v["at"], v.Duration("after")
 		j.Points = Draw(env.Seed+uint64(r.Number), v.Int("simulations")-1, 1, [3]int{v.Int("cells"), v.Int("cells"), v.Int("cells")})
 		j.Requests, j.BusyCells = v.Int("requests"), v.Int("cells")
 		if len(users) > 1 {
@@ -232,7 +262,7 @@ func (r Ran) last() string {
 }
 
 // setUp are the phases before Kubernetes is there.
-var setUp = []string{"holding", "containers", "control-plane", "joining", "readiness"}
+var setUp = []string{"holding", "containers", "control-plane", joining, "readiness"}
 
 // Metrics are what a completed job's phases and requests took.
 func (r Ran) Metrics() []scenario.Metric {
@@ -282,6 +312,9 @@ func (r Ran) Metrics() []scenario.Metric {
 		if times := beside[service]; len(times) > 0 {
 			slices.Sort(times)
 			m = append(m, scenario.Metric{Name: "simulation, service " + service, Value: times[len(times)/2], Unit: "s"})
+			if service == "busy" && len(beside["idle"]) > 0 {
+				m = append(m, scenario.Metric{Name: "simulation, service busy over idle", Value: times[len(times)/2] / beside["idle"][len(beside["idle"])/2]})
+			}
 		}
 	}
 	if d, ok := r.Took("leaving"); ok {

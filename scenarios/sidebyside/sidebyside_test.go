@@ -80,7 +80,7 @@ func TestRequestsAndWhatIsBesideThem(t *testing.T) {
 	for _, m := range r.Metrics() {
 		metrics[m.Name] = m.Value
 	}
-	for name, want := range map[string]float64{"learn requests": 6, "learn requests, median latency": 100, "predict requests": 4, "simulation, service idle": 2, "simulation, service busy": 3} {
+	for name, want := range map[string]float64{"learn requests": 6, "learn requests, median latency": 100, "predict requests": 4, "simulation, service idle": 2, "simulation, service busy": 3, "simulation, service busy over idle": 1.5} {
 		assert.InDelta(t, want, metrics[name], 1e-9, name)
 	}
 	assert.ErrorContains(t, ran(t, printed, wlm.Completed).check(job), "0 kinds of requests")
@@ -175,6 +175,26 @@ func TestIdleNodesAreHeldAgainstOneJobThatCompletes(t *testing.T) {
 	for name, value := range map[string]string{"ending": "failed", "users": "bed,bed"} {
 		_, problems := Scenario().Resolve(inv, map[string]string{"idle": "yes", name: value})
 		assert.ErrorContains(t, problems, "leave out ending and users", name)
+	}
+}
+
+func TestHowAJobIsToEndIsChecked(t *testing.T) {
+	inv := bed.Inventory{User: "bed", Nodes: []bed.InventoryNode{{Name: "a", Role: bed.Compute, CPUs: 2}, {Name: "b", Role: bed.Compute, CPUs: 2}}}
+	for says, given := range map[string]map[string]string{
+		"is a phase of jobs on several nodes":         {"ending": "cancelled", "at": "joining", "nodes": "1"},
+		"is for jobs that are cancelled or killed":    {"ending": "timeout", "after": "5s"},
+		"must be a length of time":                    {"ending": "killed", "after": "now"},
+		"bring the bed up with -c flux.mode=system":   {"users": "bed,guest"},
+		"must be one of holding, containers, control": {"at": "nowhere"},
+		"": {"ending": "killed", "at": "joining", "after": "5s"},
+	} {
+		inv.FluxMode = map[bool]string{true: "user"}[given["users"] != ""]
+		_, problems := Scenario().Resolve(inv, given)
+		if says == "" {
+			assert.Empty(t, problems)
+		} else {
+			assert.ErrorContains(t, problems, says)
+		}
 	}
 }
 

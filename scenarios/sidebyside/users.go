@@ -24,7 +24,11 @@ func checkUsers(value string) error {
 }
 
 func shareNodes(inv bed.Inventory, v scenario.Values, value string) error {
-	jobs := len(strings.Split(value, ","))
+	users := strings.Split(value, ",")
+	if inv.FluxMode == "user" && slices.ContainsFunc(users, func(user string) bool { return user != inv.User }) {
+		return fmt.Errorf("a Flux of mode user is user %s's alone; bring the bed up with -c flux.mode=system for more", inv.User)
+	}
+	jobs := len(users)
 	for _, n := range on(inv, v) {
 		if n.CPUs < jobs {
 			return fmt.Errorf("%d jobs at once want a CPU each on every node, and node %s has %d", jobs, n.Name, n.CPUs)
@@ -71,7 +75,7 @@ func atOnce(ctx context.Context, users []*scenario.Env, j Job) (m scenario.Measu
 		job := j
 		job.Name += fmt.Sprintf("-%d", i+1)
 		if i > 0 {
-			job.Ending, job.At = Completed, ""
+			job.Ending, job.At, job.After = Completed, "", 0
 		}
 		jobs.Go(func() {
 			if rans[i], errs[i] = job.checked(ctx, env); errs[i] != nil {
