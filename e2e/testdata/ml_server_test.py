@@ -1,6 +1,6 @@
 """Holds the service of the workflow against batch references, and against clients that speak nonsense. Run in its container's tree."""
 
-import errno
+import ctypes
 import http.client
 import importlib.machinery
 import importlib.util
@@ -48,6 +48,17 @@ class Models(unittest.TestCase):
         for row in x[:50]:
             self.assertAlmostEqual(model.predict(row.reshape(1, -1)), reference.predict(row.reshape(1, -1))[0], delta=0.05)
 
+    def test_linear_takes_the_published_steps(self):
+        x, y = points(300, noise=1)
+        weights, intercept = numpy.zeros(3), 0.0
+        for n, target in enumerate(y, 1):  # the rates of LinearRegression(intercept_lr=0.1) after StandardScaler(), in river 0.21
+            spread = x[:n].std(axis=0)
+            scaled = (x[n - 1] - x[:n].mean(axis=0)) / numpy.where(spread > 0, spread, 1)
+            error = weights @ scaled + intercept - target
+            weights, intercept = weights - 0.02 * error * scaled, intercept - 0.2 * error
+        model = self.learned(server.Linear(), x, y)
+        numpy.testing.assert_allclose([*model.coefficients, model.intercept], [*weights, intercept], rtol=1e-9)
+
     def test_passive_aggressive_is_as_published(self):
         x, y = points(300, noise=1)
         weights = numpy.zeros(3)
@@ -68,11 +79,15 @@ class Models(unittest.TestCase):
         self.assertAlmostEqual(m["r2"], 1 - 1.25 / (14 / 3))
 
 
-class Service(unittest.TestCase):
+class Served(unittest.TestCase):
     def setUp(self):
         self.directory = tempfile.mkdtemp()
+        self.prepare()
         self.start()
         self.addCleanup(lambda: self.process.kill() or self.process.wait() or self.process.stdout.close())
+
+    def prepare(self):
+        pass
 
     def start(self):
         self.process = subprocess.Popen(
@@ -102,6 +117,8 @@ class Service(unittest.TestCase):
     def predict(self):
         return self.ask("POST", "/api/predict", {"features": {"x": 2, "y": 2, "z": 2}})
 
+
+class Service(Served):
     def test_learns_predicts_and_tells(self):
         self.assertEqual(self.predict()[0], 409)
         for i in range(20):
@@ -185,7 +202,6 @@ class Service(unittest.TestCase):
         self.start()
         self.assertEqual((self.before, self.predict()), (1, before))
 
-
     def test_the_largest_that_is_allowed_spoils_nothing(self):
         large = {"x": 1e9, "y": 1e9, "z": 1e9}
         for i, sign in enumerate([1, 1, -1, 1]):
@@ -215,32 +231,32 @@ class Service(unittest.TestCase):
         self.assertEqual(self.before, 2)
 
 
-class FullVolume(unittest.TestCase):
+class FullVolume(Served):
+    def mount(self, flags, pages):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"none", self.directory.encode(), b"tmpfs", flags, b"size=%dk" % (4 * pages)):
+            raise OSError(ctypes.get_errno(), "mount")
+
+    def prepare(self):
+        self.mount(0, 2)
+
     def test_a_point_that_cannot_be_kept_is_not_learned(self):
-        with tempfile.TemporaryDirectory() as directory:
-            learner = server.Learner(directory, ["x", "y", "z"])
-            learner.learn("a", {"x": 1, "y": 2, "z": 3}, 4)
-            before = learner.predict({"x": 1, "y": 1, "z": 1})
-            write, full = os.write, [True]
-
-            def half(fd, data):
-                if not full[0]:
-                    return write(fd, data)
-                write(fd, data[: len(data) // 2])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            os.write = half
-            try:
-                with self.assertRaises(server.Refused) as refused:
-                    learner.learn("b", {"x": 1, "y": 2, "z": 3}, 4)
-                self.assertEqual(refused.exception.status, 507)
-                self.assertEqual(learner.predict({"x": 1, "y": 1, "z": 1}), before)
-                full[0] = False
-                self.assertEqual(learner.learn("b", {"x": 1, "y": 2, "z": 3}, 4)["points"], 2)
-            finally:
-                os.write = write
-            os.close(learner.journal)
-            self.assertEqual(server.Learner(directory, ["x", "y", "z"]).ids, {"a", "b"})
+        i = 0
+        while (answer := self.learn(i))[0] == 200:
+            i += 1
+            before = self.predict()
+        self.assertGreater(i, 50)
+        for _ in range(2):
+            self.assertEqual(answer[0], 507)
+            self.assertIn("cannot be kept", answer[1]["error"])
+            self.assertEqual(self.predict(), before)
+            answer = self.learn(i)
+        remount = 32
+        self.mount(remount, 3)
+        self.assertEqual(self.learn(i), (200, {"id": f"p{i}", "new": True, "points": i + 1}))
+        self.kill()
+        self.start()
+        self.assertEqual(self.before, i + 1)
 
 
 unittest.main(argv=["ml_server_test"], verbosity=2)

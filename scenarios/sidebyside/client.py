@@ -7,7 +7,7 @@
                                                     makes the file once it has answered
     client.py URL models                            prints all models, and how well they did as they learned
 
-A service that is away, as when its pod is made anew, is waited for. It learns a point of one ID once, however often it is told.
+A service that is away, as when its pod is made anew, is waited for; one whose volume is full is not. It learns a point of one ID once, however often it is told.
 """
 
 import http.client
@@ -34,7 +34,7 @@ def ask(url, body=None):
             if e.code == 409:
                 return None, time.perf_counter() - begin, tries
             text = e.read().decode(errors="replace").strip()
-            if e.code < 500 or time.monotonic() > end:
+            if e.code < 500 or e.code == 507 or time.monotonic() > end:  # with a full volume it would be so again
                 sys.exit(f"{url}: {e.code}: {text}")
         except (OSError, ValueError, http.client.HTTPException) as e:
             if time.monotonic() > end:

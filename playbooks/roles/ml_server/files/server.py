@@ -11,7 +11,7 @@
 Errors are {"error": TEXT}: 400 for what is no such request, 404, 405, 409 for a prediction before anything was learned, 413, and 507 when
 the volume is full; none of them changes a model.
 
-The models are those of the talk's workflow, with the parameters that it has published (river's defaults but for those): a linear regression
+The models are those of the talk's workflow, with the parameters that it has published and river's defaults for all others: a linear regression
 by stochastic gradient on standardized features, a Bayesian one by its conjugate update, and a passive-aggressive one; each once more with the
 product of all features as another feature. A point is answered for once it is on disk, in DIRECTORY/points.jsonl, from which a server that
 starts learns again what was learned before.
@@ -30,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy
 import sklearn
-from sklearn.linear_model import PassiveAggressiveRegressor, SGDRegressor
+from sklearn.linear_model import PassiveAggressiveRegressor
 from sklearn.preprocessing import StandardScaler
 
 MAX_BODY = 1 << 16
@@ -38,22 +38,29 @@ LARGEST = 1e9  # a gradient that overflows would spoil a model for good
 
 
 class Linear:
-    """Least squares by one step of stochastic gradient descent for each point, on features standardized by what was seen so far."""
+    """Least squares by one step of stochastic gradient descent for each point, on features standardized by what was seen so far. A step is
+    against the gradient of the squared error, which is twice the error times the features."""
+
+    RATE, INTERCEPT_RATE = 0.01, 0.1
 
     def __init__(self):
         self.scaler = StandardScaler()
-        self.model = SGDRegressor(penalty=None, learning_rate="constant", eta0=0.01)
+        self.coefficients, self.intercept = None, 0.0
 
     def learn(self, x, y):
-        self.scaler.partial_fit(x)
-        self.model.partial_fit(self.scaler.transform(x), y)
+        scaled = self.scaler.partial_fit(x).transform(x)[0]
+        if self.coefficients is None:
+            self.coefficients = numpy.zeros(scaled.size)
+        gradient = 2 * (scaled @ self.coefficients + self.intercept - y[0])
+        self.coefficients -= self.RATE * gradient * scaled
+        self.intercept -= self.INTERCEPT_RATE * gradient
 
     def predict(self, x):
-        return self.model.predict(self.scaler.transform(x))[0]
+        return self.scaler.transform(x)[0] @ self.coefficients + self.intercept
 
     def parameters(self):
         return {
-            "coefficients": self.model.coef_.tolist(), "intercept": float(self.model.intercept_[0]),
+            "coefficients": self.coefficients.tolist(), "intercept": float(self.intercept),
             "means": self.scaler.mean_.tolist(), "scales": self.scaler.scale_.tolist(),
         }
 
