@@ -174,7 +174,7 @@ func (p place) nodeGone(t *testing.T) {
 		}
 	}
 	p.up(t)
-	p.ends(t, sidebyside.Completed, "")
+	p.ends(t, sidebyside.Completed, "points")
 }
 
 // shared: jobs that share a node run on it at once. Each waits for the other.
