@@ -147,6 +147,16 @@ func TestLAMMPSRestoresKubernetes(t *testing.T) {
 		require.Equal(t, 2, strings.Count(afterwards, n.Name+" down\n"), "before the second repetition on bare nodes, and when all is over")
 		require.Equal(t, 2, strings.Count(afterwards, n.Name+" up\n"))
 	}
+	// One that was only to be up is not stopped.
+	before := b.Read("kubernetes")
+	o.Params["usernetes"] = "up"
+	_, _, err = Run(t.Context(), o)
+	require.ErrorContains(t, err, "start Kubernetes: on node fake-01")
+	mended := strings.TrimPrefix(b.Read("kubernetes"), before)
+	require.NotContains(t, mended, "down")
+	require.Contains(t, mended, "fake-02 up\n")
+	o.Params["usernetes"] = "both"
+
 	for _, kind := range []string{"", bed.JobsKubernetes} {
 		o.Inventory.Kubernetes = kind
 		_, _, err = Run(t.Context(), o)

@@ -21,6 +21,8 @@ type Kubernetes struct {
 	*Env
 	nodes []string
 	is    state
+	// stopped: a stop was begun.
+	stopped bool
 }
 
 // state is what is known of Kubernetes. Not before something was done to the end is anything known.
@@ -68,6 +70,7 @@ func (k *Kubernetes) set(ctx context.Context, want state, timeout time.Duration,
 }
 
 func (k *Kubernetes) stop(ctx context.Context) error {
+	k.stopped = true
 	_, err := k.OnEach(ctx, k.nodes, "usernetes down")
 	return err
 }
@@ -85,7 +88,7 @@ func (k *Kubernetes) start(ctx context.Context) error {
 }
 
 // Restore starts what was stopped, also when the context has ended. A stop that was interrupted goes on by itself and would undo a start: the
-// second waits for it.
+// second waits for it. What was only to be started is not stopped for that.
 func (k *Kubernetes) Restore(ctx context.Context) {
 	if len(k.nodes) == 0 || k.is == up {
 		return
@@ -93,7 +96,11 @@ func (k *Kubernetes) Restore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoring)
 	defer cancel()
 	step := progress.Start(ctx, "start Kubernetes again")
-	_, err := k.OnEach(ctx, k.nodes, "usernetes down && usernetes up")
+	command := "usernetes up"
+	if k.stopped {
+		command = "usernetes down && " + command
+	}
+	_, err := k.OnEach(ctx, k.nodes, command)
 	if step.End(err) != nil {
 		_ = k.Note(ctx, "Kubernetes is left stopped: %v; `usernetes up` on each node starts it", err)
 	}

@@ -26,8 +26,12 @@ func kubernetesProblems(spec bed.Spec, on provision.Info) bed.Problems {
 	var problems bed.Problems
 	own := on.Image == bed.VM || on.Image == bed.Raw
 	if !own {
+		also := ""
+		if on.Image == bed.Tree && !on.RootlessKubernetes {
+			also = "; this host has cgroup v1 besides"
+		}
 		problems = append(problems, bed.Problem{Key: "kubernetes", Value: spec.Kubernetes, Host: true,
-			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make",
+			Reason: "needs nodes with a kernel and cgroup v2 of their own and Docker in them, which driver " + on.Name + " does not make" + also,
 			Remedy: "use driver lima: bed up -s lima-ci -c kubernetes=" + spec.Kubernetes})
 	}
 	if images := rootlessKit2(); spec.KubernetesNetwork.Driver == "pasta" && !slices.Contains(images, spec.Image) {

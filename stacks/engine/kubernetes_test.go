@@ -74,6 +74,8 @@ func TestWhatKeepsKubernetesFromABed(t *testing.T) {
 	shared := engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree})
 	require.Len(t, shared, 1)
 	assert.ErrorContains(t, shared, "driver lima: bed up -s lima-ci -c kubernetes=usernetes")
+	assert.ErrorContains(t, shared, "this host has cgroup v1")
+	assert.NotContains(t, engine.KubernetesProblems(spec("2GiB"), provision.Info{Name: "nspawn", Image: bed.Tree, RootlessKubernetes: true}).Error(), "cgroup v1")
 	jobs := spec("2GiB")
 	jobs.Kubernetes = bed.JobsKubernetes
 	assert.ErrorContains(t, engine.KubernetesProblems(jobs, provision.Info{Name: "nspawn", Image: bed.Tree}), "-c kubernetes=jobs")
