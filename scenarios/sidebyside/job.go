@@ -253,13 +253,17 @@ func describe(phase string, said, of int) string {
 }
 
 // kill ends with SIGKILL every process that has the job's environment, and the shells that started them: what waits outside the job has neither.
+// All are stopped first, so that none sees another end.
 const kill = `pids=$(for file in $(grep -lsxz 'dir=%s' /proc/[0-9]*/environ); do
 	pid=${file#/proc/}
 	ps -o pid=,ppid= -p "${pid%%/environ}"
 done)
+found=
 for pid in $pids; do
-	[ "$(ps -o comm= -p "$pid")" = systemd ] || kill -9 "$pid" 2>/dev/null
+	[ "$(ps -o comm= -p "$pid")" = systemd ] || found="$found $pid"
 done
+kill -STOP $found 2>/dev/null
+kill -9 $found 2>/dev/null
 true`
 
 // end ends a job in the way that it is to end.
