@@ -20,7 +20,7 @@ import (
 // TestKubernetes brings a bed up on which Kubernetes runs without root beside the workload manager, and has it do what it is there for: on one
 // node, or with -full on two, and on another one besides that comes and goes.
 func TestKubernetes(t *testing.T) {
-	if !strings.HasPrefix(*stackFlag, "lima") {
+	if driver(*stackFlag) == "nspawn" {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e STACK=lima-ci` has them")
 	}
 	p := newPlace(t, "kubernetes", *stackFlag, "e2e-k8s")

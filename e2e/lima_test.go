@@ -44,7 +44,7 @@ func limactl(t *testing.T, home string, args ...string) string {
 
 // TestOffline: a bed comes up from a kept image where there is no network at all but the host's own loopback interface.
 func TestOffline(t *testing.T) {
-	if !*fullFlag || !strings.HasPrefix(*stackFlag, "lima") {
+	if !*fullFlag || driver(*stackFlag) != "lima" {
 		t.Skip("one more virtual machine; `make e2e-full` does")
 	}
 	if os.Geteuid() != 0 {

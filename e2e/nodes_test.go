@@ -73,7 +73,7 @@ func (p place) behind(t *testing.T) {
 	const playbook = `[{"hosts": "all", "gather_facts": false, "tasks": [{"name": "Touch", "ansible.builtin.file": {"path": "/tmp/behind", "state": "touch", "mode": "0600"}}]}]`
 	result, err := ansible.Run{
 		Playbooks: fstest.MapFS{"site.yml": {Data: []byte(playbook)}}, Playbook: "site.yml", Inventory: provider.AnsibleInventory(inv), SSHHosts: []byte(remote.SSHHosts(inv)),
-		PrivateKey: key, KnownHosts: []byte(remote.KnownHosts(inv)), Forks: len(inv.Nodes), Slow: strings.HasPrefix(p.stack, "lima"), Enter: "bed ssh %s",
+		PrivateKey: key, KnownHosts: []byte(remote.KnownHosts(inv)), Forks: len(inv.Nodes), Slow: driver(p.stack) == "lima", Enter: "bed ssh %s",
 	}.Do(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, len(inv.Nodes), result.Changed)
@@ -125,7 +125,7 @@ func (p place) states(t *testing.T) map[string]engine.Machine {
 	}
 	require.NoError(t, json.Unmarshal([]byte(p.ok(t, "status", "-s", p.stack, "-o", "json").stdout), &out))
 	want := "normal"
-	if strings.HasPrefix(p.stack, "lima") && lima.New(limaRoot(t)).Info().Emulated {
+	if driver(p.stack) == "lima" && lima.New(limaRoot(t)).Info().Emulated {
 		want = "slow"
 	}
 	assert.Equal(t, want, out.Profile)

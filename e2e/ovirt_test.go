@@ -54,7 +54,7 @@ func onlyTemplates(t *testing.T, e *enginetest.Engine) {
 // TestOvirt brings the talk's seven nodes up by driver ovirt, on a fake engine whose virtual machines are containers here: real nodes. LAMMPS
 // runs on them; what somebody does to one of them is seen and mended; and in the end the engine has what it had.
 func TestOvirt(t *testing.T) {
-	if !strings.HasPrefix(*stackFlag, "lima") {
+	if driver(*stackFlag) != "lima" {
 		t.Skip("needs what makes disks of virtual machines: `make e2e STACK=lima-ci` has it")
 	}
 	p, e, before := onFakeEngine(t, "ovirt", "e2e-ovirt")

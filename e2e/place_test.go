@@ -20,10 +20,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"gopkg.in/yaml.v3"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/pkg/hosttest"
 	"github.com/bedfellow/bedfellow/pkg/progress"
+	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
 )
 
@@ -33,6 +35,14 @@ type place struct {
 	dir, stack, bed string
 	within          []string // a command, and its arguments, that runs `bed`
 	env             []string // of `bed` besides, NAME=VALUE
+}
+
+// driver is that of a stack's preset.
+func driver(stack string) string {
+	preset, _ := stacks.Preset(stack) // of one that there is not, newPlace tells
+	var has struct{ Config map[string]string }
+	_ = yaml.Unmarshal(preset, &has)
+	return has.Config["bedfellow:driver"]
 }
 
 // work is the folder of all places; home and tmp are what the commands get as such, so that whatever they leave there is seen.
@@ -159,7 +169,7 @@ const callTimeout = 10 * time.Minute // a first `up` bakes
 
 // patience is a time for a node to do something in: longer where machines may be emulated.
 func (p place) patience(native time.Duration) time.Duration {
-	if strings.HasPrefix(p.stack, "lima") {
+	if driver(p.stack) == "lima" {
 		return 6 * native
 	}
 	return native
@@ -223,7 +233,7 @@ type process struct {
 func (p place) start(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
 	patience := callTimeout
-	if strings.HasPrefix(p.stack, "lima") { // a suite that one command keeps waiting ends before CI ends it, and says what that said
+	if driver(p.stack) == "lima" { // a suite that one command keeps waiting ends before CI ends it, and says what that said
 		patience *= 4
 		if *fullFlag {
 			patience *= 2

@@ -29,7 +29,7 @@ import (
 // TestPublished: a bundle whose programs are taken out of container images is the same as the one that those were built for. The node's image is
 // that bundle's own tree, with a store that containerd made; kind's cannot be reached everywhere, and has it at the same place.
 func TestPublished(t *testing.T) {
-	if !*fullFlag || !strings.HasPrefix(*stackFlag, "lima") {
+	if !*fullFlag || driver(*stackFlag) != "lima" {
 		t.Skip("the bundle takes ten minutes to build, and three more to build from images: `make e2e-full STACK=lima-ci` does so")
 	}
 	store, err := images.Open("")

@@ -25,7 +25,7 @@ import (
 // TestSideBySide: the talk's third model on nodes that have no Kubernetes but those that jobs bring up, two of them to a job, and Flux where there
 // is one to be had.
 func TestSideBySide(t *testing.T) {
-	if !strings.HasPrefix(*stackFlag, "lima") {
+	if driver(*stackFlag) == "nspawn" {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
 	}
 	if !*fullFlag {
@@ -155,6 +155,9 @@ func (p place) workflowFaults(t *testing.T) {
 // nodeGone: a machine is gone in the middle of a job. The run says which, those that are left have nothing of the job any more, and what the machine
 // itself had is taken down by the next job on it.
 func (p place) nodeGone(t *testing.T) {
+	if driver(p.stack) != "lima" {
+		t.Skip("it is Lima that stops a machine here")
+	}
 	inv := p.inventory(t)
 	gone := inv.Compute()[1].Name
 	run := p.start(t, nil, "run", "sidebyside", "-s", p.stack, "-o", "json", "--param", "simulations=100", "--param", "ranks=1", "--param", "limit=2h")
