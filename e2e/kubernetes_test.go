@@ -45,6 +45,7 @@ func TestKubernetes(t *testing.T) {
 	t.Run("shared node", p.shared)
 	t.Run("job killed", p.killed)
 	t.Run("workflow", p.workflow)
+	t.Run("pod deleted", func(t *testing.T) { p.struck(t, podDeleted) })
 	for _, s := range []struct {
 		name string
 		run  func(*testing.T)
@@ -54,7 +55,7 @@ func TestKubernetes(t *testing.T) {
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if !*fullFlag {
-				t.Skip("CI has time for one emulated machine's bring-up and selftest, a job's cluster half made and a workflow; `make e2e-full STACK=lima-ci` does this, on two")
+				t.Skip("CI has time for one emulated machine's bring-up and selftest, a job's cluster half made and two workflows; `make e2e-full STACK=lima-ci` does this, on two")
 			}
 			s.run(t)
 		})

@@ -29,7 +29,7 @@ func TestSideBySide(t *testing.T) {
 		t.Skip("Kubernetes without root needs nodes with a kernel and cgroup v2 of their own: `make e2e-full STACK=lima-ci` has them")
 	}
 	if !*fullFlag {
-		t.Skip("CI has time for two such jobs on one emulated machine, TestKubernetes' workflow and one that is killed; `make e2e-full STACK=lima-ci` has them on two")
+		t.Skip("CI has time for three such jobs on one emulated machine, TestKubernetes' two workflows and one that is killed; `make e2e-full STACK=lima-ci` has them on two")
 	}
 	p := newPlace(t, "sidebyside", *stackFlag, "e2e-side")
 	p.bundled(t)
@@ -122,34 +122,39 @@ func (p place) ownAgain(t *testing.T) {
 	p.kubeconfig(t)
 }
 
-// workflowFaults: what its service runs on fails under a workflow that goes on. No point is lost and none counted twice: the scenario looks.
+// podDeleted and controlRestarted are commands that a node's user has what a job's service runs on fail with.
+const (
+	podDeleted       = "usernetes kubectl delete pod -l app=ml-server --wait=false"
+	controlRestarted = "docker restart -t 5 usernetes-$USERNETES_INSTANCE"
+)
+
+// workflowFaults: what its service runs on fails under a workflow that goes on.
 func (p place) workflowFaults(t *testing.T) {
+	t.Run("pod deleted", func(t *testing.T) { p.struck(t, podDeleted) })
+	t.Run("control plane's container restarted", func(t *testing.T) { p.struck(t, controlRestarted) })
+}
+
+// struck: a fault between two points of a workflow loses none and counts none twice: the scenario looks.
+func (p place) struck(t *testing.T, fault string) {
 	inv := p.inventory(t)
 	first := slices.IndexFunc(inv.Nodes, func(n bed.InventoryNode) bool { return n.Name == inv.Compute()[0].Name })
-	for name, fault := range map[string]string{
-		"pod deleted":                         "usernetes kubectl delete pod -l app=ml-server --wait=false",
-		"control plane's container restarted": "docker restart -t 5 usernetes-$USERNETES_INSTANCE",
-	} {
-		t.Run(name, func(t *testing.T) {
-			run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=8", "--param", "test=2",
-				"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1")
-			eventually(t, "the second simulation", p.patience(5*time.Minute), func() error {
-				if c := run.sofar(-1); !strings.Contains(c.stderr, "2 of 10 simulations") {
-					return errors.New("it is not there yet")
-				}
-				return nil
-			})
-			struck := strings.Fields(p.must(t, inv, first, `export USERNETES_INSTANCE=$(usernetes instances); `+fault+` >&2; date +%s.%N`))
-			c := run.wait(t)
-			require.Zero(t, c.code, "%s", c)
-			r := p.load(t, c)
-			log, err := os.ReadFile(filepath.Join(r.Dir, r.Samples[0].Log))
-			require.NoError(t, err)
-			models := regexp.MustCompile(`(?m)^([0-9.]+) models$`).FindSubmatch(log) // the job's script is on the same node
-			require.Len(t, models, 2, "%s", log)
-			assert.Less(t, struck[len(struck)-1], string(models[1]), "there were points to come when it was struck")
-		})
-	}
+	run := p.start(t, nil, "run", "workflow", "-s", p.stack, "-o", "json", "--param", "train=8", "--param", "test=2",
+		"--param", "x=1", "--param", "y=1", "--param", "z=1", "--param", "steps=10", "--param", "limit=2h", "--param", "ranks=1")
+	eventually(t, "the second simulation", p.patience(5*time.Minute), func() error {
+		if c := run.sofar(-1); !strings.Contains(c.stderr, "2 of 10 simulations") {
+			return errors.New("it is not there yet")
+		}
+		return nil
+	})
+	struck := strings.Fields(p.must(t, inv, first, `export USERNETES_INSTANCE=$(usernetes instances); `+fault+` >&2; date +%s.%N`))
+	c := run.wait(t)
+	require.Zero(t, c.code, "%s", c)
+	r := p.load(t, c)
+	log, err := os.ReadFile(filepath.Join(r.Dir, r.Samples[0].Log))
+	require.NoError(t, err)
+	models := regexp.MustCompile(`(?m)^([0-9.]+) models$`).FindSubmatch(log) // the job's script is on the same node
+	require.Len(t, models, 2, "%s", log)
+	assert.Less(t, struck[len(struck)-1], string(models[1]), "there were points to come when it was struck")
 }
 
 // nodeGone: a machine is gone in the middle of a job. The run says which, those that are left have nothing of the job any more, and what the machine
