@@ -194,9 +194,22 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 			assert.NotContains(t, m.inputs, resource.PropertyKey("tags"), "%s would be there before its mark", at)
 		}
 		assert.NotContains(t, shownInputs(m), "the host key of", "%s shows a private key", at)
-		for _, key := range []resource.PropertyKey{"cidrIpv4", "remoteIpPrefix"} {
-			in := m.kind == "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule" || m.inputs["direction"].IsString() && m.inputs["direction"].StringValue() == "ingress"
-			if v, ok := m.inputs[key]; ok && in {
+		for _, inline := range []resource.PropertyKey{"ingress", "egress"} {
+			assert.NotContains(t, m.inputs, inline, "%s has rules of its own, which are looked at nowhere", at)
+		}
+		var sources []resource.PropertyKey
+		for _, key := range []resource.PropertyKey{"cidrIpv4", "cidrIpv6", "prefixListId", "referencedSecurityGroupId", "remoteIpPrefix", "remoteGroupId", "remoteAddressGroupId"} {
+			if _, ok := m.inputs[key]; ok {
+				sources = append(sources, key)
+			}
+		}
+		in := m.kind == "aws:vpc/securityGroupIngressRule:SecurityGroupIngressRule" || m.inputs["direction"].IsString() && m.inputs["direction"].StringValue() == "ingress"
+		if in {
+			assert.Len(t, sources, 1, "%s says from where, for Neutron takes none for the world", at)
+			assert.NotContains(t, sources, resource.PropertyKey("prefixListId"), at)
+		}
+		for _, key := range sources {
+			if v := m.inputs[key]; in && !strings.HasSuffix(strings.ToLower(string(key)), "groupid") {
 				from, err := netip.ParsePrefix(v.StringValue())
 				require.NoError(t, err, at)
 				assert.GreaterOrEqual(t, from.Bits(), 8, "%s lets the world in", at)
@@ -212,6 +225,15 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 	for _, m := range f.all("aws:ec2/launchTemplate:LaunchTemplate") {
 		options := m.inputs["metadataOptions"].ObjectValue()
 		assert.Equal(t, "required", options["httpTokens"].StringValue(), "IMDSv2 alone")
+		for _, s := range m.inputs["tagSpecifications"].ArrayValue() {
+			tags := map[string]string{}
+			for key, v := range s.ObjectValue()["tags"].ObjectValue() {
+				tags[string(key)] = v.StringValue()
+			}
+			found, _, _ := clouds.OwnerOf(tags)
+			assert.Equal(t, []string{owner.ID, owner.State}, []string{found.ID, found.State}, "volumes and interfaces bear the mark")
+		}
+		require.NotEmpty(t, m.inputs["blockDeviceMappings"].ArrayValue(), "whose disk is in clear, if the image's is")
 		for _, d := range m.inputs["blockDeviceMappings"].ArrayValue() {
 			assert.Equal(t, "true", d.ObjectValue()["ebs"].ObjectValue()["encrypted"].StringValue(), "no disk is in clear")
 		}
@@ -222,7 +244,7 @@ func (f *fakeClouds) policy(t require.TestingT, nodes int) {
 		assert.True(t, m.inputs["encrypted"].BoolValue())
 	}
 	assert.Len(t, slices.Concat(f.all("aws:ec2/instance:Instance"), f.all("openstack:compute/instance:Instance")), nodes)
-	assert.LessOrEqual(t, len(slices.Concat(f.all("aws:ec2/subnet:Subnet"), f.all("openstack:networking/subnet:Subnet"))), 1, "one subnet, in one zone")
+	assert.Len(t, slices.Concat(f.all("aws:ec2/subnet:Subnet"), f.all("openstack:networking/subnet:Subnet")), 1, "one subnet, in one zone")
 	inventory := f.made["bedfellow:index:Configuration"]["inventory"].ObjectValue()["nodes"].ArrayValue()
 	require.Len(t, inventory, nodes)
 	for _, n := range inventory {
