@@ -2,6 +2,7 @@ package clouds
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"fmt"
@@ -37,6 +38,7 @@ type Type struct {
 	Architecture   string  `json:"architecture"` // as AWS has it: x86_64, arm64
 	EFA            bool    `json:"efa"`          // has an Elastic Fabric Adapter
 	PerHour        float64 `json:"perHour"`
+	Region         string  `json:"region,omitempty"` // where that is the price, if it is not the list's: there are none
 }
 
 //go:embed prices.json
@@ -129,6 +131,7 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 	}
 	list := prices.Clouds[spec.Driver]
 	e.HasPrice = true
+	var regions []string
 	for i, pool := range spec.Pools {
 		name, _ := typeName(spec, i)
 		if at := slices.IndexFunc(e.Types, func(c Count) bool { return c.Type == name }); at >= 0 {
@@ -138,6 +141,9 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 		}
 		t, ok := list.Types[name]
 		e.PerHour, e.HasPrice = e.PerHour+float64(pool.Nodes)*t.PerHour, e.HasPrice && ok
+		if region := cmp.Or(t.Region, list.Region); !slices.Contains(regions, region) {
+			regions = append(regions, region)
+		}
 	}
 	for _, n := range spec.Nodes() {
 		e.VCPUs += n.CPUs
@@ -152,7 +158,7 @@ func EstimateOf(spec bed.Spec, prices Prices) Estimate {
 		e.PerHour = 0
 		return e
 	}
-	e.Currency, e.Source, e.Region = list.Currency, list.Source, list.Region
+	e.Currency, e.Source, e.Region = list.Currency, list.Source, strings.Join(regions, " and ")
 	e.PerHour += e.DiskGiB*list.DiskGiBMonth/monthHours + float64(e.Addresses)*list.AddressHour
 	e.Total = e.PerHour * e.Hours
 	return e
