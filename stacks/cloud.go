@@ -13,6 +13,7 @@ import (
 	"github.com/pulumi/pulumi-go-provider/infer"
 	"github.com/pulumi/pulumi/sdk/v3/go/pulumi"
 
+	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/cloudinit"
 	"github.com/bedfellow/bedfellow/provision/clouds"
@@ -81,10 +82,15 @@ type rented struct {
 // nor one with a node of no type.
 func newRented(cloud string, args MachinesArgs) (rented, error) {
 	r := rented{args: args, typeKey: clouds.TypeKey(cloud)}
+	asked := bed.Spec{Name: args.Bed, Driver: cloud, Settings: args.Settings, TTL: time.Hour} // a program of one's own may do without a time to live
 	for _, node := range args.Nodes {
 		if r.kind(node) == "" {
 			return r, fmt.Errorf("bed %s: node %s has no type of machine: give it one, or %s in the settings for all", args.Bed, node.Name, r.typeKey)
 		}
+		asked.Pools = append(asked.Pools, bed.Pool{Name: node.Name, Nodes: 1, Type: r.kind(node)})
+	}
+	if err := append(clouds.Check(asked), clouds.CheckHost(asked)...).Err(); err != nil {
+		return r, fmt.Errorf("bed %s cannot be made of these machines, of which pool i is node i:\n%w", args.Bed, err)
 	}
 	r.mark = pulumi.All(args.BedID, args.Made).ApplyT(func(v []any) (map[string]string, error) {
 		expires, err := expiry(args.TTL, v[1].(string), time.Now())

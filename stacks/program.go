@@ -64,6 +64,7 @@ func program(ctx *pulumi.Context, state string) error {
 		return fmt.Errorf("stack %[1]s has no configuration, and the preset of that name counts once it is there: cp stacks/Pulumi.%[1]s.yaml .bed/config/", ctx.Stack())
 	}
 	spec, problems := Parse(ctx.Stack(), values)
+	problems = append(problems, clouds.CheckHost(spec)...)
 	if err := problems.Err(); err != nil {
 		return fmt.Errorf("the configuration of stack %s will not do:\n%w", ctx.Stack(), err)
 	}

@@ -89,6 +89,8 @@ func TestAWS(t *testing.T) {
 			{map[string]string{"aws.instanceType": "t3.micro", "cpus": "2", "memory": "1GiB"}, "aws.instanceType", "cannot be placed close to its siblings"},
 			{map[string]string{"aws.instanceType": "hpc6a.48xlarge", "aws.spot": "true"}, "aws.spot", "there are none of as hpc6a.48xlarge"},
 			{map[string]string{"aws.instanceType": "m5.large", "cpus": "4", "memory": "8GiB"}, "cpus", "which is 2"},
+			{map[string]string{"aws.instanceType": "m5.large", "cpus": "2", "memory": "16GiB"}, "memory", "is not what a m5.large has, which is 8GiB"},
+			{map[string]string{"aws.ami": armAMI, "aws.amiOwner": "137112412989", "aws.instanceType": "c7g.xlarge", "disk": "4GiB"}, "disk", "GiB that image " + armAMI + " takes"},
 			{map[string]string{"pools": `[{"name":"a","nodes":1},{"name":"b","nodes":2,"type":"nope.large","cpus":2,"memory":"8GiB"}]`}, "pools[1].type", "no type that region us-east-1 has"},
 		} {
 			values := awsWith(fit.settings)
@@ -159,6 +161,20 @@ func TestAWS(t *testing.T) {
 		assert.ErrorContains(t, problems, `aws.region: "us-east-1": has no room for the bed's VPC: there are 5, and the quota "VPCs per Region" of your account is 5`)
 		spec.Name = "ours"
 		assert.Empty(t, openAWS(t, spec.Settings).Fit(t.Context(), spec), "it has one")
+	})
+	t.Run("what nobody has noted", func(t *testing.T) {
+		twin := provision.Owner{Bed: "twin", ID: "life5", State: ours.State}
+		all := a.left(t)
+		a.bed(t, twin, now.Add(time.Hour), false, "twin-01", "twin-02")
+		list, err := c.List(t.Context(), "twin")
+		require.NoError(t, err)
+		require.Len(t, list, 2)
+		require.NoError(t, c.EndOthers(t.Context(), provision.Owner{ID: twin.ID, State: twin.State}, []string{list[0].Incarnation}))
+		left, err := c.List(t.Context(), "")
+		require.NoError(t, err)
+		assert.Len(t, left, 4, "of this life alone, and not what is known")
+		require.NoError(t, provider.Clear(t.Context(), c, twin))
+		assert.Equal(t, all, a.left(t))
 	})
 	t.Run("sweep", func(t *testing.T) {
 		other := ours // a bed of the same name, with nodes of the same names, of another state

@@ -3,6 +3,7 @@
 package clouds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,7 +106,7 @@ func plainly(err error) error {
 func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 	ctx, cancel := context.WithTimeout(ctx, awsTimeout)
 	defer cancel()
-	architecture, problems := a.fitImage(ctx)
+	image, problems := a.fitImage(ctx)
 	known := map[string]types.InstanceTypeInfo{}
 	for i := range spec.Pools {
 		name, key := typeName(spec, i)
@@ -119,21 +120,24 @@ func (a *awsCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 			t = found.InstanceTypes[0]
 			known[name], problems = t, append(problems, a.fitZone(ctx, name)...)
 		}
-		problems = once(problems, a.fitType(spec, i, t, architecture)...)
+		problems = once(problems, a.fitType(spec, i, t, image)...)
 	}
 	return slices.Concat(problems, a.fitQuota(ctx, spec, known), a.fitNetwork(ctx, spec))
 }
 
-// fitImage tells which architecture the image that the instances boot is for; empty is one that is not there.
-func (a *awsCloud) fitImage(ctx context.Context) (architecture string, problems []bed.Problem) {
+// fitImage finds the image that the instances boot, as far as it tells; of our own that is its architecture.
+func (a *awsCloud) fitImage(ctx context.Context) (image types.Image, problems []bed.Problem) {
 	if a.s.AMI == "" {
-		return Architecture, nil
+		return types.Image{Architecture: Architecture}, nil
 	}
 	images, err := a.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{ImageIds: []string{a.s.AMI}, Owners: []string{a.s.AMIOwner}})
 	if err != nil || len(images.Images) == 0 {
-		return "", []bed.Problem{problem("aws.ami", a.s.AMI, "name one that is there, and whose it is with -c aws.amiOwner=", "is no machine image of account %s in region %s: %v", a.s.AMIOwner, a.s.Region, plainly(err))}
+		return image, []bed.Problem{problem("aws.ami", a.s.AMI, "name one that is there, and whose it is with -c aws.amiOwner=", "is no machine image of account %s in region %s: %v", a.s.AMIOwner, a.s.Region, plainly(err))}
 	}
-	return string(images.Images[0].Architecture), nil
+	if image = images.Images[0]; image.State != types.ImageStateAvailable {
+		problems = append(problems, problem("aws.ami", a.s.AMI, "wait until it is available, or name another", "cannot be used: it is %s", image.State))
+	}
+	return image, problems
 }
 
 // fitZone tells whether the bed's zone has the type. An account that may not ask is told by AWS later.
@@ -154,10 +158,10 @@ func (a *awsCloud) fitZone(ctx context.Context, name string) []bed.Problem {
 	return []bed.Problem{problem("aws.zone", a.s.Zone, "write -c aws.zone="+zones[0], "has no %s; there are some in %s", name, strings.Join(zones, ", "))}
 }
 
-func (a *awsCloud) fitType(spec bed.Spec, pool int, t types.InstanceTypeInfo, architecture string) (problems []bed.Problem) {
+func (a *awsCloud) fitType(spec bed.Spec, pool int, t types.InstanceTypeInfo, image types.Image) (problems []bed.Problem) {
 	name, key := typeName(spec, pool)
-	if p := t.ProcessorInfo; p != nil && architecture != "" && !slices.Contains(p.SupportedArchitectures, types.ArchitectureType(architecture)) {
-		problems = append(problems, problem(key, name, "choose a type or an image of the other's architecture", "is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, architecture))
+	if p := t.ProcessorInfo; p != nil && image.Architecture != "" && !slices.Contains(p.SupportedArchitectures, types.ArchitectureType(image.Architecture)) {
+		problems = append(problems, problem(key, name, "choose a type or an image of the other's architecture", "is a machine of architecture %v, and the image is for %s", p.SupportedArchitectures, image.Architecture))
 	}
 	if n := t.NetworkInfo; a.s.EFA && computes(spec, pool) && n != nil && !aws.ToBool(n.EfaSupported) {
 		problems = append(problems, problem("aws.efa", "true", "choose a type that has one, or write -c aws.efa=false", "asks for an Elastic Fabric Adapter, and %s has none", name))
@@ -176,6 +180,22 @@ func (a *awsCloud) fitType(spec bed.Spec, pool int, t types.InstanceTypeInfo, ar
 		if have := spec.Pools[pool].CPUs; have != want {
 			at, remedy := saying(spec, pool, "cpus", want)
 			problems = append(problems, problem(at, fmt.Sprint(have), remedy, "is not what a %s has, which is %d", name, want))
+		}
+	}
+	if m := t.MemoryInfo; m != nil {
+		want := bed.Size(aws.ToInt64(m.SizeInMiB)) * bed.MiB
+		if have := spec.Pools[pool].Memory; have != want {
+			at, remedy := saying(spec, pool, "memory", want)
+			problems = append(problems, problem(at, have.String(), remedy, "is not what a %s has, which is %v", name, want))
+		}
+	}
+	for _, d := range image.BlockDeviceMappings {
+		if d.Ebs == nil || aws.ToString(d.DeviceName) != aws.ToString(image.RootDeviceName) {
+			continue
+		}
+		if least, have := bed.Size(aws.ToInt32(d.Ebs.VolumeSize))*bed.GiB, cmp.Or(spec.Pools[pool].Disk, DefaultDisk); have < least {
+			at, remedy := saying(spec, pool, "disk", least)
+			problems = append(problems, problem(at, have.String(), remedy, "is less than the %v that image %s takes", least, a.s.AMI))
 		}
 	}
 	return problems
@@ -358,21 +378,41 @@ func (a *awsCloud) List(ctx context.Context, owner string) ([]provision.Status, 
 }
 
 // terminateTimeout is how long instances take to be gone, the slow ones.
-const terminateTimeout = 10 * time.Minute
+const (
+	terminateTimeout = 10 * time.Minute
+	awsPoll          = 2 * time.Second
+)
 
 func (a *awsCloud) terminate(ctx context.Context, list []types.Instance) error {
 	var ids []string
 	for _, i := range list {
 		ids = append(ids, aws.ToString(i.InstanceId))
 	}
-	if len(ids) == 0 {
-		return nil
-	}
-	if _, err := a.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: ids}); err != nil {
-		return fmt.Errorf("terminate %v: %w", ids, plainly(err))
-	}
-	if err := ec2.NewInstanceTerminatedWaiter(a.ec2).Wait(ctx, &ec2.DescribeInstancesInput{InstanceIds: ids}, terminateTimeout); err != nil {
-		return fmt.Errorf("wait for %v to be gone: %w", ids, plainly(err))
+	ctx, cancel := context.WithTimeoutCause(ctx, terminateTimeout, fmt.Errorf("it took more than %v", terminateTimeout))
+	defer cancel()
+	tick := time.NewTicker(awsPoll)
+	defer tick.Stop()
+	for len(ids) > 0 {
+		// Once more is no harm, and the SDK's own waiter takes one that only just begins, or stops, for a failure. One that is gone meanwhile has all refused.
+		if _, err := a.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: ids}); err != nil && code(err) != "InvalidInstanceID.NotFound" {
+			return fmt.Errorf("terminate %v: %w", ids, plainly(err))
+		}
+		left, err := a.filtered(ctx, filter("instance-id", ids...))
+		if err != nil {
+			return fmt.Errorf("wait for %v to be gone: %w", ids, err)
+		}
+		ids = nil
+		for _, i := range left {
+			ids = append(ids, aws.ToString(i.InstanceId))
+		}
+		if len(ids) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %v to be gone: %w", ids, context.Cause(ctx))
+		case <-tick.C:
+		}
 	}
 	return nil
 }

@@ -238,6 +238,15 @@ func (a *awsCloud) Sweep(ctx context.Context, owner provision.Owner) error {
 	return nil
 }
 
+// EndOthers ends the owner's instances that are none of those.
+func (a *awsCloud) EndOthers(ctx context.Context, owner provision.Owner, ids []string) error {
+	live, err := a.instances(ctx, "")
+	if err != nil {
+		return err
+	}
+	return a.terminate(ctx, slices.DeleteFunc(live, func(i types.Instance) bool { return !others(tagsOf(i.Tags), owner, aws.ToString(i.InstanceId), ids) }))
+}
+
 // remover removes a thing of its kind.
 type remover struct {
 	kind   string
@@ -316,7 +325,7 @@ func (a *awsCloud) removers() []remover {
 func (a *awsCloud) removed(ctx context.Context, t thing, remove func(context.Context, string) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, sweepTimeout, fmt.Errorf("it took more than %v", sweepTimeout))
 	defer cancel()
-	tick := time.NewTicker(2 * time.Second)
+	tick := time.NewTicker(awsPoll)
 	defer tick.Stop()
 	for {
 		err := remove(ctx, t.id)
@@ -324,6 +333,7 @@ func (a *awsCloud) removed(ctx context.Context, t thing, remove func(context.Con
 		switch {
 		case err == nil || strings.Contains(said, "NotFound") || strings.HasPrefix(said, "NoSuch") || strings.HasSuffix(said, ".Unknown") || strings.HasSuffix(said, ".Unavailable"):
 			return nil
+		case said == "InvalidParameterValue" && strings.Contains(err.Error(), "in use"): // as EC2 has it of a network interface
 		case said != "DependencyViolation" && !strings.HasSuffix(said, "InUse") && said != "DeleteConflict" && said != "OperationAborted":
 			return fmt.Errorf("remove %s %s: %w", t.kind, t.id, plainly(err))
 		}

@@ -51,6 +51,8 @@ type Cloud interface {
 	provision.Expirer
 	// Fit finds what keeps the bed from being made there, as far as can be told before anything is.
 	Fit(ctx context.Context, spec bed.Spec) []bed.Problem
+	// EndOthers ends the machines of the owner, whose name does not count, that have none of those ids, and waits until they are gone.
+	EndOthers(ctx context.Context, owner provision.Owner, ids []string) error
 }
 
 // The marks on everything of a bed, as tags.
@@ -116,6 +118,12 @@ func Described(text string) map[string]string {
 
 // Label names what a cloud marks in no other way.
 func Label(bedName, id string) string { return "bedfellow-" + bedName + "-" + id }
+
+// others tells whether a thing with those tags is the owner's, under whatever name, and none of those.
+func others(tags map[string]string, owner provision.Owner, id string, ids []string) bool {
+	found, _, ok := OwnerOf(tags)
+	return ok && found.ID == owner.ID && found.State == owner.State && !slices.Contains(ids, id)
+}
 
 // escape writes a text with what every service takes in a tag: letters, digits and _.-=. The escapes are a URL's, with = for %.
 func escape(text string) string {

@@ -27,9 +27,11 @@ var (
 
 // hurried has nobody wait long.
 func hurried(t *testing.T, timeout time.Duration) {
-	server, sweep, poll := openStackServerTimeout, openStackSweepTimeout, openStackPoll
-	t.Cleanup(func() { openStackServerTimeout, openStackSweepTimeout, openStackPoll = server, sweep, poll })
-	openStackServerTimeout, openStackSweepTimeout, openStackPoll = timeout, timeout, time.Millisecond
+	server, sweep, poll, pause := openStackServerTimeout, openStackSweepTimeout, openStackPoll, openStackPause
+	t.Cleanup(func() {
+		openStackServerTimeout, openStackSweepTimeout, openStackPoll, openStackPause = server, sweep, poll, pause
+	})
+	openStackServerTimeout, openStackSweepTimeout, openStackPoll, openStackPause = timeout, timeout, time.Millisecond, time.Millisecond
 }
 
 func opened(t *testing.T) Cloud {
@@ -149,6 +151,55 @@ func TestOpenStackSweepWaitsForWhatHoldsThings(t *testing.T) {
 	f.held = map[string]int{"our-volume": 2, "our-server0": 2, "our-floating": 3, "our-router": 4, "our-network": 2, "our-group": 5, "our-image": 1}
 	require.NoError(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours))
 	assert.Empty(t, f.ids())
+}
+
+// A service that is busy or away for a moment is asked once more; one that stays so is told of.
+func TestOpenStackIsAskedAgain(t *testing.T) {
+	hurried(t, time.Minute)
+	f := newFakeOpenStack(t)
+	f.bed(Tags(ours, expires), "our", 1, false)
+	f.errors = []int{503, 429, 500, 502}
+	require.NoError(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours))
+	assert.Empty(t, f.ids())
+	f.errors = []int{504, 504, 504, 504, 504}
+	assert.ErrorContains(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours), "list servers: 504 Gateway Timeout")
+	f.errors = []int{403}
+	assert.ErrorContains(t, opened(t).(*openStackCloud).Sweep(t.Context(), ours), "list servers: 403 Forbidden")
+}
+
+// Who runs a cloud is shown what all projects have of its networks and images, and sees the servers of one: a bed is not taken apart by halves.
+func TestOpenStackSweepStaysInItsProject(t *testing.T) {
+	hurried(t, time.Minute)
+	f := newFakeOpenStack(t)
+	f.bed(Tags(foreign, expires), "their", 1, false)
+	for _, things := range f.there {
+		for _, o := range things {
+			if id, _ := o["id"].(string); strings.HasPrefix(id, "their") {
+				o["project_id"], o["owner"] = "project-2", "project-2"
+			}
+		}
+	}
+	f.drop("servers", has("project_id", "project-2")) // Nova does not show them
+	theirs := f.ids()
+	c := opened(t).(*openStackCloud)
+	owners, err := c.Owners(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, owners)
+	require.NoError(t, c.Sweep(t.Context(), provision.Owner{Bed: foreign.Bed, State: foreign.State}))
+	assert.Equal(t, theirs, f.ids())
+}
+
+func TestOpenStackEndsWhatNobodyHasNoted(t *testing.T) {
+	hurried(t, time.Minute)
+	f := newFakeOpenStack(t)
+	f.bed(Tags(ours, expires), "our", 3, false)
+	f.bed(Tags(foreign, expires), "their", 1, false)
+	require.NoError(t, opened(t).EndOthers(t.Context(), provision.Owner{ID: ours.ID, State: ours.State}, []string{"our-server0", "our-server2"}))
+	left := f.ids()
+	assert.NotContains(t, left, "our-server1")
+	for _, id := range []string{"our-server0", "our-server2", "their-server0", "our-network", "our-port1"} {
+		assert.Contains(t, left, id)
+	}
 }
 
 func TestOpenStackSweepSaysWhatDoesNotGo(t *testing.T) {
@@ -317,10 +368,39 @@ func TestOpenStackFit(t *testing.T) {
 				"nodes: \"2\": take 30720 MiB of memory, and your project has 20000 left of 20000\n", "nodes: \"2\": take 1 floating IPs, and your project has 0 left of 1\n",
 			},
 		},
+		"little left of what is around servers": {pools: []bed.Pool{{Nodes: 2, CPUs: 4, Memory: 15 * bed.GiB, Disk: 8 * bed.GiB}},
+			is: func(f *fakeOpenStack) {
+				f.limits["maxServerGroups"], f.limits["totalServerGroupsUsed"], f.limits["maxServerGroupMembers"] = 10, 10, 1
+				f.quotas = object{}
+				for _, kind := range []string{"network", "subnet", "router", "security_group"} {
+					f.quotas[kind] = object{"limit": 3, "used": 2, "reserved": 1}
+				}
+				f.quotas["port"] = object{"limit": 4, "used": 2, "reserved": 0}
+				f.space = object{"maxTotalVolumes": 1, "totalVolumesUsed": 0, "maxTotalVolumeGigabytes": 20, "totalGigabytesUsed": 5}
+			},
+			want: []string{
+				"nodes: \"2\": take 2 places in one server group, and your project has 1 left of 1\n", "nodes: \"2\": take 1 server groups, and your project has 0 left of 10\n",
+				"nodes: \"2\": take 1 networks, and your project has 0 left of 3\n", "nodes: \"2\": take 1 subnets, ", "nodes: \"2\": take 1 routers, ",
+				"nodes: \"2\": take 3 ports, and your project has 2 left of 4\n", "nodes: \"2\": take 1 security groups, ",
+				"nodes: \"2\": take 2 volumes, and your project has 1 left of 1\n", "nodes: \"2\": take 16 GiB of volumes, and your project has 15 left of 20\n",
+			},
+		},
+		"an image larger than the flavor's disk": {s: OpenStack{Image: "ubuntu"}, want: []string{
+			"disk: \"20GiB\": is less than the 50GiB that image ubuntu takes\n    → write -c disk=50GiB, which is then a volume"}, is: func(f *fakeOpenStack) {
+			f.add("images", object{"id": "i", "name": "ubuntu", "status": "active", "min_disk": 50})
+		}},
+		"an image larger than the disk": {s: OpenStack{Image: "ubuntu"}, pools: []bed.Pool{{Nodes: 2, CPUs: 4, Memory: 15 * bed.GiB, Disk: 8 * bed.GiB}}, want: []string{
+			"disk: \"8GiB\": is less than the 10GiB that image ubuntu takes\n    → write -c disk=10GiB, which is then a volume"}, is: func(f *fakeOpenStack) {
+			f.add("images", object{"id": "i", "name": "ubuntu", "status": "active", "virtual_size": 10 << 30})
+		}},
 		"a bed that is there needs no more": {is: func(f *fakeOpenStack) {
 			f.bed(Tags(ours, expires), "our", 2, false)
 			f.limits = object{"maxTotalCores": 8, "totalCoresUsed": 8, "maxTotalInstances": 2, "totalInstancesUsed": 2, "maxTotalRAMSize": 30720, "totalRAMUsed": 30720}
 			f.quota = object{"limit": 1, "used": 1, "reserved": 0}
+			f.limits["maxServerGroups"], f.limits["totalServerGroupsUsed"], f.limits["maxServerGroupMembers"] = 1, 1, 1
+			for kind := range f.quotas {
+				f.quotas[kind] = object{"limit": 1, "used": 1, "reserved": 0}
+			}
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,11 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
+	volumelimits "github.com/gophercloud/gophercloud/v2/openstack/blockstorage/v3/limits"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/limits"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
@@ -44,6 +46,30 @@ func (o *openStackCloud) Info() provision.Info { return Info("openstack") }
 type openStack struct {
 	compute, network, image *gophercloud.ServiceClient
 	volume                  *gophercloud.ServiceClient // nil where there are no volumes
+	project                 string                     // ours, by its id: who runs a cloud is shown all projects' networks; empty is not known
+}
+
+// attempts are how often a service is asked that is busy or away for a moment; openStackPause is until the second, and twice that until the third.
+const attempts = 5
+
+var openStackPause = time.Second
+
+// again waits before a service is asked once more, or tells that it is not to be.
+func again(ctx context.Context, _, _ string, _ *gophercloud.RequestOpts, err error, failed uint) error {
+	var cut *url.Error
+	passing := errors.As(err, &cut) && !cut.Timeout()
+	for _, code := range []int{http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout} {
+		passing = passing || gophercloud.ResponseCodeIs(err, code)
+	}
+	if !passing || failed >= attempts {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return err
+	case <-time.After(openStackPause << (failed - 1)):
+		return nil
+	}
 }
 
 // login is done for each task: a token that lasted for the one before may not for this one.
@@ -61,8 +87,13 @@ func (o *openStackCloud) login(ctx context.Context) (*openStack, error) {
 		case err != nil:
 			return nil, fmt.Errorf("log in to OpenStack's service %s: %w", service.name, said(err))
 		default:
-			c.HTTPClient.Timeout = openStackTimeout
+			c.HTTPClient.Timeout, c.RetryFunc = openStackTimeout, again
 			*service.to = c
+		}
+	}
+	if token, ok := in.network.GetAuthResult().(tokens.CreateResult); ok {
+		if project, err := token.ExtractProject(); err == nil && project != nil {
+			in.project = project.ID
 		}
 	}
 	return in, nil
@@ -162,7 +193,8 @@ func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 	if err != nil {
 		return o.outside(err)
 	}
-	problems := slices.Concat(o.fitNetwork(ctx, in), o.fitImage(ctx, in, spec))
+	image, problems := o.fitImage(ctx, in, spec)
+	problems = append(problems, o.fitNetwork(ctx, in)...)
 	found, err := all(ctx, "flavors", flavors.ListDetail(in.compute, flavors.ListOpts{}), flavors.ExtractFlavors)
 	if err != nil {
 		return append(problems, problem("", "", "docs/clouds.md has the rights that are needed", "OpenStack does not tell its flavors: %v", err))
@@ -175,7 +207,7 @@ func (o *openStackCloud) Fit(ctx context.Context, spec bed.Spec) []bed.Problem {
 			continue
 		}
 		problems = once(problems, fitFlavor(spec, i, found[at])...)
-		problems = once(problems, in.fitDisk(spec, i, found[at])...)
+		problems = once(problems, in.fitDisk(spec, i, found[at], image)...)
 	}
 	return append(problems, fitQuota(ctx, in, spec)...)
 }
@@ -204,10 +236,15 @@ func fitFlavor(spec bed.Spec, i int, f flavors.Flavor) (problems []bed.Problem) 
 }
 
 // fitDisk tells whether the node's disk can be had where it would be: the flavor's own, or a volume. Nova makes no server of an image on a
-// flavor without a disk but for administrators.
-func (in *openStack) fitDisk(spec bed.Spec, i int, f flavors.Flavor) []bed.Problem {
+// flavor without a disk but for administrators. The image is the one that is named, or nothing.
+func (in *openStack) fitDisk(spec bed.Spec, i int, f flavors.Flavor, image images.Image) []bed.Problem {
 	disk := spec.Pools[i].Disk
 	at, remedy := saying(spec, i, "disk", "20GiB")
+	least := max(bed.Size(image.MinDiskGigabytes)*bed.GiB, bed.Size(image.VirtualSize))
+	if have := cmp.Or(disk, bed.Size(f.Disk)*bed.GiB); have > 0 && have < least {
+		_, remedy := saying(spec, i, "disk", (least+bed.GiB-1)/bed.GiB*bed.GiB)
+		return []bed.Problem{problem(at, have.String(), remedy+", which is then a volume", "is less than the %v that image %s takes", least, image.Name)}
+	}
 	switch {
 	case disk == 0 && f.Disk == 0 && in.volume != nil:
 		return []bed.Problem{problem(at, "", remedy+", which is then a volume, or choose another flavor", "is not set, and a %s has no disk of its own", f.Name)}
@@ -233,18 +270,19 @@ func (o *openStackCloud) fitNetwork(ctx context.Context, in *openStack) []bed.Pr
 	return nil
 }
 
-func (o *openStackCloud) fitImage(ctx context.Context, in *openStack, spec bed.Spec) (problems []bed.Problem) {
+// fitImage finds the image that is named, and what is wrong with it.
+func (o *openStackCloud) fitImage(ctx context.Context, in *openStack, spec bed.Spec) (image images.Image, problems []bed.Problem) {
 	if o.s.Image == "" {
-		return nil
+		return image, nil
 	}
 	found, err := all(ctx, "images", images.List(in.image, images.ListOpts{Name: o.s.Image}), images.ExtractImages)
 	switch {
 	case err != nil:
-		return []bed.Problem{problem("openstack.image", o.s.Image, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err)}
+		return image, []bed.Problem{problem("openstack.image", o.s.Image, "docs/clouds.md has the rights that are needed", "cannot be looked for: %v", err)}
 	case len(found) != 1:
-		return []bed.Problem{problem("openstack.image", o.s.Image, "name one that there is once: `openstack image list` shows them", "is the name of %d images", len(found))}
+		return image, []bed.Problem{problem("openstack.image", o.s.Image, "name one that there is once: `openstack image list` shows them", "is the name of %d images", len(found))}
 	case found[0].Status != images.ImageStatusActive:
-		return []bed.Problem{problem("openstack.image", o.s.Image, "wait until it is active, or name another", "cannot be used yet: it is %s", found[0].Status)}
+		return image, []bed.Problem{problem("openstack.image", o.s.Image, "wait until it is active, or name another", "cannot be used yet: it is %s", found[0].Status)}
 	}
 	of, said := found[0].Properties["architecture"].(string)
 	if of == "aarch64" {
@@ -256,7 +294,7 @@ func (o *openStackCloud) fitImage(ctx context.Context, in *openStack, spec bed.S
 			problems = once(problems, problem("openstack.image", o.s.Image, "choose a flavor or an image of the other's architecture", "is for %s, and a %s is a machine of architecture %s", of, name, t.Architecture))
 		}
 	}
-	return problems
+	return found[0], problems
 }
 
 // fitQuota compares what the project has left with what the bed needs besides what it has already. What a cloud does not tell, it says later.
@@ -278,22 +316,44 @@ func fitQuota(ctx context.Context, in *openStack, spec bed.Spec) (problems []bed
 			there[t.tags[TagNode]] = true
 		}
 	}
-	more, cpus, memory := 0, 0, bed.Size(0)
+	more, cpus, memory, volumes, gigabytes := 0, 0, bed.Size(0), 0, 0
 	for _, n := range spec.Nodes() {
-		if !there[n.Name] {
-			more, cpus, memory = more+1, cpus+n.CPUs, memory+n.Memory
+		if there[n.Name] {
+			continue
+		}
+		if more, cpus, memory = more+1, cpus+n.CPUs, memory+n.Memory; n.Disk > 0 {
+			volumes, gigabytes = volumes+1, gigabytes+int((n.Disk+bed.GiB-1)/bed.GiB)
 		}
 	}
 	if l, err := limits.Get(ctx, in.compute, nil).Extract(); err == nil {
-		compare("servers", more, l.Absolute.TotalInstancesUsed, l.Absolute.MaxTotalInstances)
-		compare("vCPUs", cpus, l.Absolute.TotalCoresUsed, l.Absolute.MaxTotalCores)
-		compare("MiB of memory", int(memory/bed.MiB), l.Absolute.TotalRAMUsed, l.Absolute.MaxTotalRAMSize)
+		a := l.Absolute
+		compare("servers", more, a.TotalInstancesUsed, a.MaxTotalInstances)
+		compare("vCPUs", cpus, a.TotalCoresUsed, a.MaxTotalCores)
+		compare("MiB of memory", int(memory/bed.MiB), a.TotalRAMUsed, a.MaxTotalRAMSize)
+		if more > 0 && a.MaxServerGroupMembers != 0 { // those that say nothing of it have none
+			compare("places in one server group", spec.Size(), 0, a.MaxServerGroupMembers)
+		}
+		if have[kindNetwork] == 0 && a.MaxServerGroups != 0 { // nothing else tells whether the group is there
+			compare("server groups", 1, a.TotalServerGroupsUsed, a.MaxServerGroups)
+		}
 	}
-	if token, ok := in.network.GetAuthResult().(tokens.CreateResult); ok {
-		if project, err := token.ExtractProject(); err == nil && project != nil {
-			if q, err := quotas.GetDetail(ctx, in.network, project.ID).Extract(); err == nil {
-				compare("floating IPs", 1-have[kindFloating], q.FloatingIP.Used+q.FloatingIP.Reserved, q.FloatingIP.Limit)
-			}
+	if q, err := quotas.GetDetail(ctx, in.network, in.project).Extract(); in.project != "" && err == nil {
+		router := 1 - have[kindRouter]
+		for _, of := range []struct {
+			what string
+			need int
+			quotas.QuotaDetail
+		}{
+			{kindFloating + "s", 1 - have[kindFloating], q.FloatingIP}, {kindNetwork + "s", 1 - have[kindNetwork], q.Network}, {kindSubnet + "s", 1 - have[kindSubnet], q.Subnet},
+			{kindRouter + "s", router, q.Router}, {kindPort + "s", spec.Size() + router - have[kindPort], q.Port}, {"security groups", 1 - have[kindSecurityGroup], q.SecurityGroup},
+		} {
+			compare(of.what, of.need, of.Used+of.Reserved, of.Limit)
+		}
+	}
+	if in.volume != nil && volumes > 0 {
+		if l, err := volumelimits.Get(ctx, in.volume).Extract(); err == nil {
+			compare("volumes", volumes, l.Absolute.TotalVolumesUsed, l.Absolute.MaxTotalVolumes)
+			compare("GiB of volumes", gigabytes, l.Absolute.TotalGigabytesUsed, l.Absolute.MaxTotalVolumeGigabytes)
 		}
 	}
 	return problems

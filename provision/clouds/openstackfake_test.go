@@ -25,6 +25,9 @@ type fakeOpenStack struct {
 	held   map[string]int      // things that something else holds: for how many requests, below zero for ever
 	limits object              // Nova's
 	quota  object              // Neutron's, of floating addresses
+	quotas object              // Neutron's, of all else
+	space  object              // Cinder's limits
+	errors []int               // what the next requests are answered with, but those for a token
 	silent chan struct{}       // while it is open, nobody tells versions; nil is closed
 	asked  []string            // requests that change something
 }
@@ -40,6 +43,10 @@ func newFakeOpenStack(t *testing.T) *fakeOpenStack {
 	f := &fakeOpenStack{there: map[string][]object{}, held: map[string]int{}, polls: 1}
 	f.limits = object{"maxTotalCores": 20, "totalCoresUsed": 0, "maxTotalInstances": 10, "totalInstancesUsed": 0, "maxTotalRAMSize": -1, "totalRAMUsed": 0}
 	f.quota = object{"limit": 5, "used": 1, "reserved": 0}
+	f.quotas, f.space = object{}, object{"maxTotalVolumes": -1, "maxTotalVolumeGigabytes": -1}
+	for _, kind := range []string{"network", "subnet", "router", "port", "security_group"} {
+		f.quotas[kind] = object{"limit": -1, "used": 3, "reserved": 0}
+	}
 	f.add("flavors",
 		object{"id": "1", "name": "m1.small", "vcpus": 1, "ram": 2048, "disk": 20},
 		object{"id": "2", "name": "m3.quad", "vcpus": 4, "ram": 15360, "disk": 20},
@@ -111,9 +118,16 @@ func (f *fakeOpenStack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Header.Get("X-Auth-Token") != "token":
 		answer(w, 401, object{"error": object{"message": "The request you have made requires authentication."}})
 	case path[0] == "network" && path[2] == "quotas":
-		answer(w, 200, object{"quota": object{"floatingip": f.quota}})
+		all := maps.Clone(f.quotas)
+		all["floatingip"] = f.quota
+		answer(w, 200, object{"quota": all})
+	case len(f.errors) > 0:
+		answer(w, f.errors[0], nil)
+		f.errors = f.errors[1:]
 	case path[0] == "network" && r.Method == http.MethodPut:
 		f.removeInterface(w, r, path[3])
+	case path[0] == "volume" && path[len(path)-1] == "limits":
+		answer(w, 200, object{"limits": object{"absolute": f.space}})
 	case path[2] == "limits":
 		answer(w, 200, object{"limits": object{"absolute": f.limits}})
 	case r.Method == http.MethodDelete:
@@ -173,11 +187,15 @@ func (f *fakeOpenStack) list(w http.ResponseWriter, r *http.Request, path []stri
 	}
 	var found []object
 	for _, o := range f.there[collection] {
-		ok := true
+		shown := true
 		for key, want := range r.URL.Query() {
-			ok = ok && (key == "marker" || fmt.Sprint(o[key]) == want[0])
+			have, ok := o[key]
+			if !ok && (key == "project_id" || key == "owner") {
+				have = "project-1" // most are ours
+			}
+			shown = shown && (key == "marker" || fmt.Sprint(have) == want[0])
 		}
-		if ok {
+		if shown {
 			if collection == "servers" { // Nova's list has no faults of other cells'
 				o = maps.Clone(o)
 				delete(o, "fault")

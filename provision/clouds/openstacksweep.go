@@ -74,19 +74,19 @@ func (in *openStack) things(ctx context.Context) (found []thing, err error) {
 	lists := []lister{
 		list(kindServer, servers.List(in.compute, servers.ListOpts{}), servers.ExtractServers,
 			func(s servers.Server) (string, map[string]string) { return s.ID, s.Metadata }),
-		list(kindFloating, floatingips.List(in.network, floatingips.ListOpts{}), floatingips.ExtractFloatingIPs,
+		list(kindFloating, floatingips.List(in.network, floatingips.ListOpts{ProjectID: in.project}), floatingips.ExtractFloatingIPs,
 			func(f floatingips.FloatingIP) (string, map[string]string) { return f.ID, Described(f.Description) }),
-		list(kindPort, ports.List(in.network, ports.ListOpts{}), ports.ExtractPorts,
+		list(kindPort, ports.List(in.network, ports.ListOpts{ProjectID: in.project}), ports.ExtractPorts,
 			func(p ports.Port) (string, map[string]string) { return p.ID, Described(p.Description) }),
-		list(kindRouter, routers.List(in.network, routers.ListOpts{}), routers.ExtractRouters,
+		list(kindRouter, routers.List(in.network, routers.ListOpts{ProjectID: in.project}), routers.ExtractRouters,
 			func(r routers.Router) (string, map[string]string) { return r.ID, Described(r.Description) }),
-		list(kindSubnet, subnets.List(in.network, subnets.ListOpts{}), subnets.ExtractSubnets,
+		list(kindSubnet, subnets.List(in.network, subnets.ListOpts{ProjectID: in.project}), subnets.ExtractSubnets,
 			func(s subnets.Subnet) (string, map[string]string) { return s.ID, Described(s.Description) }),
-		list(kindNetwork, networks.List(in.network, networks.ListOpts{}), networks.ExtractNetworks,
+		list(kindNetwork, networks.List(in.network, networks.ListOpts{ProjectID: in.project}), networks.ExtractNetworks,
 			func(n networks.Network) (string, map[string]string) { return n.ID, Described(n.Description) }),
-		list(kindSecurityGroup, groups.List(in.network, groups.ListOpts{}), groups.ExtractGroups,
+		list(kindSecurityGroup, groups.List(in.network, groups.ListOpts{ProjectID: in.project}), groups.ExtractGroups,
 			func(g groups.SecGroup) (string, map[string]string) { return g.ID, Described(g.Description) }),
-		list(kindImage, images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate}), images.ExtractImages,
+		list(kindImage, images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate, Owner: in.project}), images.ExtractImages,
 			func(i images.Image) (string, map[string]string) { return i.ID, pairs(i.Tags) }),
 	}
 	for _, list := range lists {
@@ -215,6 +215,25 @@ func (in *openStack) named(ctx context.Context, owner provision.Owner, marked []
 	return found, err
 }
 
+// EndOthers ends the owner's servers that are none of those.
+func (o *openStackCloud) EndOthers(ctx context.Context, owner provision.Owner, ids []string) error {
+	in, err := o.login(ctx)
+	if err != nil {
+		return err
+	}
+	live, err := in.servers(ctx, TagBed, "")
+	if err != nil {
+		return err
+	}
+	var list []thing
+	for _, s := range live {
+		if others(s.Metadata, owner, s.ID, ids) {
+			list = append(list, thing{kind: kindServer, id: s.ID, tags: s.Metadata})
+		}
+	}
+	return in.end(ctx, list)
+}
+
 // errStays says that something takes its time to be gone.
 var errStays = errors.New("it is still there")
 
@@ -330,7 +349,7 @@ func (o *openStackCloud) KeptImages(ctx context.Context) ([]provision.KeptImage,
 	if err != nil {
 		return nil, err
 	}
-	found, err := all(ctx, "images", images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate}), images.ExtractImages)
+	found, err := all(ctx, "images", images.List(in.image, images.ListOpts{Visibility: images.ImageVisibilityPrivate, Owner: in.project}), images.ExtractImages)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
+
 	"github.com/bedfellow/bedfellow/pkg/bed"
 	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/clouds"
@@ -65,6 +67,42 @@ func asPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, err
 		"driver": spec.Driver, "user": stacks.User, "owner": map[string]any{"bed": spec.Name, "id": k.BedID},
 		"userPrivateKey": k.UserPrivateKey, "hostPublicKeys": k.HostPublicKeys, "nodes": nodes, "machines": m.Machines,
 	})
+}
+
+// unnoted ends the machines in the cloud that an up has launched which was killed before it could note them, for nobody would see them beside those that
+// take their place. It tells whether an up was cut short.
+func (w *Workspace) unnoted(ctx context.Context, s *session, spec bed.Spec) (cut bool, err error) {
+	exported, err := s.stack.Export(ctx)
+	if err != nil {
+		return false, s.explain(ctx, "read", err)
+	}
+	cut, id, noted, err := cutShort(exported.Deployment)
+	switch {
+	case err != nil:
+		return cut, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
+	case !cut || id == "":
+		return cut, nil
+	}
+	c, problems := openCloud(spec)
+	if err := problems.Err(); err != nil {
+		return true, err
+	}
+	return true, c.EndOthers(ctx, provision.Owner{ID: id, State: stacks.MarkedState(spec.Driver, w.OwnerState())}, noted)
+}
+
+// cutShort tells whether what a deployment tells of was cut short; if so, whose it is, and the ids of all that it has noted. Without an owner yet there
+// are no machines.
+func cutShort(deployment json.RawMessage) (cut bool, owner string, ids []string, err error) {
+	var d apitype.DeploymentV3
+	if err := json.Unmarshal(deployment, &d); err != nil {
+		return false, "", nil, err
+	}
+	for _, r := range d.Resources {
+		if ids = append(ids, string(r.ID)); r.Type == "bedfellow:index:Keys" {
+			owner, _ = r.Outputs["bedId"].(string)
+		}
+	}
+	return len(d.PendingOperations) > 0, owner, ids, nil
 }
 
 // clearCloud removes what bears this stack's mark in its cloud.

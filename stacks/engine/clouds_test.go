@@ -1,8 +1,11 @@
 package engine_test
 
 import (
+	"encoding/json"
 	"testing"
 
+	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
+	"github.com/pulumi/pulumi/sdk/v3/go/common/resource"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -36,5 +39,28 @@ func TestAHalfMadeBedInACloudIsRead(t *testing.T) {
 	_, _, err = provider.Standing(outputs)
 	assert.Error(t, err)
 	_, err = engine.AsPool(spec, nil, []byte(`{}`))
+	assert.Error(t, err)
+}
+
+func TestWhatAnUpThatWasCutShortHasNoted(t *testing.T) {
+	d := apitype.DeploymentV3{Resources: []apitype.ResourceV3{
+		{ID: "the-keys", Type: "bedfellow:index:Keys", Outputs: map[string]any{"bedId": "life1"}},
+		{ID: "i-1", Type: "aws:ec2/instance:Instance"},
+	}}
+	read := func() (bool, string, []string) {
+		text, err := json.Marshal(d)
+		require.NoError(t, err)
+		cut, owner, ids, err := engine.CutShort(text)
+		require.NoError(t, err)
+		return cut, owner, ids
+	}
+	cut, _, _ := read()
+	assert.False(t, cut)
+	d.PendingOperations = []apitype.OperationV2{{Resource: apitype.ResourceV3{URN: resource.URN("urn:pulumi:aws::bedfellow::aws:ec2/instance:Instance::bed-02")}, Type: apitype.OperationTypeCreating}}
+	cut, owner, ids := read()
+	assert.True(t, cut)
+	assert.Equal(t, "life1", owner)
+	assert.Equal(t, []string{"the-keys", "i-1"}, ids)
+	_, _, _, err := engine.CutShort([]byte("{"))
 	assert.Error(t, err)
 }

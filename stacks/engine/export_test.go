@@ -33,6 +33,10 @@ func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, err
 	return asPool(spec, keys, machines)
 }
 
+func CutShort(deployment json.RawMessage) (cut bool, owner string, ids []string, err error) {
+	return cutShort(deployment)
+}
+
 // Heard is what a session keeps of what the engine has said.
 func Heard(said ...events.EngineEvent) (errors, gone []string) {
 	s := &session{events: make(chan events.EngineEvent, len(said)), done: make(chan struct{})}
