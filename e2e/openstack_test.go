@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,6 +89,38 @@ func TestOpenStack(t *testing.T) {
 	})
 	p.ok(t, "destroy", "-s", p.stack)
 	require.Equal(t, none, cloud.Things(t))
+	t.Run("killed in a launch", func(t *testing.T) {
+		run := p.start(t, nil, p.upArgs(settings...)...)
+		ids := func() (ids []string) {
+			page, err := servers.List(h.compute, servers.ListOpts{AllTenants: true}).AllPages(t.Context())
+			require.NoError(t, err)
+			found, err := servers.ExtractServers(page)
+			require.NoError(t, err)
+			for _, s := range found {
+				ids = append(ids, s.ID)
+			}
+			return ids
+		}
+		eventually(t, "a launch", callTimeout, func() error {
+			if len(ids()) == 0 {
+				return errors.New("there is no server yet")
+			}
+			return nil
+		})
+		require.True(t, p.strike(t, run, "pulumi"))
+		require.NotZero(t, run.wait(t).code)
+		launched := ids()
+		again, _ := p.up(t, settings...)
+		var noted []string
+		for _, n := range again.Nodes {
+			noted = append(noted, n.Incarnation)
+		}
+		assert.ElementsMatch(t, noted, ids())
+		assert.True(t, slices.ContainsFunc(launched, func(id string) bool { return !slices.Contains(noted, id) }), "%v, of which nothing was unnoted", launched)
+		p.computes(t, again)
+		p.ok(t, "destroy", "-s", p.stack)
+		require.Equal(t, none, cloud.Things(t))
+	})
 	t.Run("state lost", func(t *testing.T) {
 		p.up(t, append(settings, "nodes=1")...)
 		require.NoError(t, os.RemoveAll(filepath.Join(p.dir, ".bed")))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -82,15 +83,18 @@ type rented struct {
 // nor one with a node of no type.
 func newRented(cloud string, args MachinesArgs) (rented, error) {
 	r := rented{args: args, typeKey: clouds.TypeKey(cloud)}
-	asked := bed.Spec{Name: args.Bed, Driver: cloud, Settings: args.Settings, TTL: time.Hour} // a program of one's own may do without a time to live
 	for _, node := range args.Nodes {
 		if r.kind(node) == "" {
 			return r, fmt.Errorf("bed %s: node %s has no type of machine: give it one, or %s in the settings for all", args.Bed, node.Name, r.typeKey)
 		}
-		asked.Pools = append(asked.Pools, bed.Pool{Name: node.Name, Nodes: 1, Type: r.kind(node)})
-	}
-	if err := append(clouds.Check(asked), clouds.CheckHost(asked)...).Err(); err != nil {
-		return r, fmt.Errorf("bed %s cannot be made of these machines, of which pool i is node i:\n%w", args.Bed, err)
+		// As the node of a bed that has no other. A program of one's own may do without a time to live.
+		alone := bed.Spec{Name: args.Bed, Driver: cloud, Settings: maps.Clone(args.Settings), TTL: time.Hour, Pools: []bed.Pool{{Name: node.Name, Nodes: 1, Type: r.kind(node)}}}
+		if node.Role != string(bed.Compute) {
+			delete(alone.Settings, "efa") // it gets none
+		}
+		if err := append(clouds.Check(alone), clouds.CheckHost(alone)...).Err(); err != nil {
+			return r, fmt.Errorf("bed %s: node %s cannot be made:\n%w", args.Bed, node.Name, err)
+		}
 	}
 	r.mark = pulumi.All(args.BedID, args.Made).ApplyT(func(v []any) (map[string]string, error) {
 		expires, err := expiry(args.TTL, v[1].(string), time.Now())

@@ -377,35 +377,38 @@ func (a *awsCloud) List(ctx context.Context, owner string) ([]provision.Status, 
 	return list, nil
 }
 
-// terminateTimeout is how long instances take to be gone, the slow ones.
+// terminateTimeout is how long instances take to be gone, the slow ones, and terminateAtOnce how many go with one request.
 const (
 	terminateTimeout = 10 * time.Minute
+	terminateAtOnce  = 100
 	awsPoll          = 2 * time.Second
 )
 
 func (a *awsCloud) terminate(ctx context.Context, list []types.Instance) error {
-	var ids []string
-	for _, i := range list {
-		ids = append(ids, aws.ToString(i.InstanceId))
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, terminateTimeout, fmt.Errorf("it took more than %v", terminateTimeout))
 	defer cancel()
 	tick := time.NewTicker(awsPoll)
 	defer tick.Stop()
-	for len(ids) > 0 {
-		// Once more is no harm, and the SDK's own waiter takes one that only just begins, or stops, for a failure. One that is gone meanwhile has all refused.
-		if _, err := a.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: ids}); err != nil && code(err) != "InvalidInstanceID.NotFound" {
-			return fmt.Errorf("terminate %v: %w", ids, plainly(err))
+	for len(list) > 0 {
+		var ids, ask []string
+		for _, i := range list {
+			ids = append(ids, aws.ToString(i.InstanceId))
+			if i.State == nil || i.State.Name != types.InstanceStateNameShuttingDown {
+				ask = append(ask, aws.ToString(i.InstanceId))
+			}
 		}
-		left, err := a.filtered(ctx, filter("instance-id", ids...))
+		// The SDK's own waiter takes one that only just begins, or stops, for a failure. One that is gone meanwhile has all refused, and is not there next time.
+		for some := range slices.Chunk(ask, terminateAtOnce) {
+			if _, err := a.ec2.TerminateInstances(ctx, &ec2.TerminateInstancesInput{InstanceIds: some}); err != nil && code(err) != "InvalidInstanceID.NotFound" {
+				return fmt.Errorf("terminate %v: %w", some, plainly(err))
+			}
+		}
+		live, err := a.instances(ctx, "") // a filter takes no more than 200 ids
 		if err != nil {
 			return fmt.Errorf("wait for %v to be gone: %w", ids, err)
 		}
-		ids = nil
-		for _, i := range left {
-			ids = append(ids, aws.ToString(i.InstanceId))
-		}
-		if len(ids) == 0 {
+		list = slices.DeleteFunc(live, func(i types.Instance) bool { return !slices.Contains(ids, aws.ToString(i.InstanceId)) })
+		if len(list) == 0 {
 			return nil
 		}
 		select {

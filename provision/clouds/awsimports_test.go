@@ -26,6 +26,7 @@ type fakeImports struct {
 	tags  map[string]map[string]string // of all that is marked, by id; gone things keep them
 	tasks map[string][2]string         // status and snapshot of an import
 	there []string                     // snapshots and images
+	made  map[string]string            // images, and the snapshots that they are of
 	ended []string                     // imports that were cancelled
 }
 
@@ -70,6 +71,18 @@ func (f *fakeImports) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if id := r.Form.Get("Filter.1.Value.1"); r.Form.Get("Filter.1.Name") == "snapshot-id" && slices.Contains(f.there, id) {
 			fmt.Fprintf(&items, "<item><snapshotId>%s</snapshotId></item>", id)
 		}
+	case "DescribeImages":
+		set = "imagesSet"
+		for id, of := range f.made {
+			if !slices.Contains(f.there, id) {
+				continue
+			}
+			fmt.Fprintf(&items, "<item><imageId>%s</imageId><blockDeviceMapping><item><ebs><snapshotId>%s</snapshotId></ebs></item></blockDeviceMapping><tagSet>", id, of)
+			for key, value := range f.tags[id] {
+				fmt.Fprintf(&items, "<item><key>%s</key><value>%s</value></item>", key, value)
+			}
+			items.WriteString("</tagSet></item>")
+		}
 	case "DeleteSnapshot":
 		gone(r.Form.Get("SnapshotId"))
 	case "DeregisterImage":
@@ -104,7 +117,8 @@ func TestAWSImports(t *testing.T) {
 	f := &fakeImports{
 		tags:  map[string]map[string]string{"import-done": mark(now.Add(24*time.Hour), nil), "snap-kept": kept, "ami-kept": kept},
 		tasks: map[string][2]string{"import-done": {"completed", "snap-kept"}, "import-of-somebody": {"completed", "snap-somebody"}},
-		there: []string{"snap-kept", "ami-kept", "snap-somebody"},
+		there: []string{"snap-kept", "ami-kept", "snap-somebody", "ami-of-somebody"},
+		made:  map[string]string{"ami-kept": "snap-kept", "ami-of-somebody": "snap-somebody", "ami-untagged": "snap-of-untagged"},
 	}
 	served := httptest.NewServer(f)
 	defer served.Close()
@@ -124,7 +138,8 @@ func TestAWSImports(t *testing.T) {
 	f.tags["import-cut"], f.tasks["import-cut"] = mark(now.Add(time.Hour), keep), [2]string{"completed", "snap-unmarked"}
 	f.tags["import-gone"], f.tasks["import-gone"] = mark(now.Add(99*time.Hour), nil), [2]string{"completed", "snap-gone"}
 	f.tags["snap-without-image"] = mark(now.Add(time.Hour), map[string]string{clouds.TagKeep: "true", clouds.TagDigest: "sha256:2"})
-	f.there = append(f.there, "snap-unmarked", "snap-without-image")
+	f.tags["snap-of-untagged"] = mark(now.Add(time.Hour), map[string]string{clouds.TagKeep: "true", clouds.TagDigest: "sha256:3"}) // an image gets its tags with a second request
+	f.there = append(f.there, "snap-unmarked", "snap-without-image", "snap-of-untagged", "ami-untagged")
 	owners, err = c.Owners(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, []provision.Owner{owner}, owners)
@@ -134,7 +149,7 @@ func TestAWSImports(t *testing.T) {
 
 	require.NoError(t, sweeper.Sweep(t.Context(), owner))
 	assert.Equal(t, []string{"import-active"}, f.ended)
-	assert.ElementsMatch(t, []string{"snap-kept", "ami-kept", "snap-somebody"}, f.there)
+	assert.ElementsMatch(t, []string{"snap-kept", "ami-kept", "snap-somebody", "ami-of-somebody"}, f.there)
 	owners, err = c.Owners(t.Context())
 	require.NoError(t, err)
 	assert.Empty(t, owners)

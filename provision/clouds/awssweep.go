@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -70,6 +71,9 @@ func (a *awsCloud) things(ctx context.Context) ([]thing, error) {
 		return nil, err
 	}
 	found = slices.DeleteFunc(found, func(t thing) bool { return t.tags[TagBed] == "" })
+	if found, err = a.withUntaggedImages(ctx, found); err != nil {
+		return nil, err
+	}
 	for _, t := range found { // what is kept is an image: what has not become one is nobody's
 		if t.kind == importTask || t.kind == "snapshot" && !slices.ContainsFunc(found, func(i thing) bool {
 			return i.kind == "image" && i.tags[TagKeep] != "" && i.tags[TagID] == t.tags[TagID] && i.tags[TagDigest] == t.tags[TagDigest]
@@ -78,6 +82,41 @@ func (a *awsCloud) things(ctx context.Context) ([]thing, error) {
 		}
 	}
 	return a.withoutEndedImports(ctx, found)
+}
+
+// withUntaggedImages adds the images whose maker was killed before it could tag them: their snapshot bears the mark. None of them is kept.
+func (a *awsCloud) withUntaggedImages(ctx context.Context, found []thing) ([]thing, error) {
+	marked := map[string]map[string]string{}
+	for _, t := range found {
+		if t.kind == "snapshot" {
+			marked[t.id] = t.tags
+		}
+	}
+	if len(marked) == 0 {
+		return found, nil
+	}
+	pages := ec2.NewDescribeImagesPaginator(a.ec2, &ec2.DescribeImagesInput{Owners: []string{"self"}})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("list images: %w", plainly(err))
+		}
+		for _, i := range page.Images {
+			if tagsOf(i.Tags)[TagBed] != "" {
+				continue
+			}
+			for _, d := range i.BlockDeviceMappings {
+				if d.Ebs == nil || marked[aws.ToString(d.Ebs.SnapshotId)] == nil {
+					continue
+				}
+				tags := maps.Clone(marked[*d.Ebs.SnapshotId])
+				delete(tags, TagKeep)
+				found = append(found, thing{kind: "image", id: aws.ToString(i.ImageId), tags: tags})
+				break
+			}
+		}
+	}
+	return found, nil
 }
 
 // withoutEndedImports leaves out the imports of which nothing is left, or a snapshot that has a mark of its own: EC2 shows them long after.

@@ -122,8 +122,8 @@ func (s *script) ended(t *testing.T, status int) *reader {
 	r := &reader{told: func(Said) error { return nil }, phase: func(Phase, int) {}}
 	_, err := r.Write([]byte(s.read(t, "out")))
 	require.NoError(t, err)
-	require.NoError(t, err)
 	require.NoError(t, r.err)
+	require.NotEmpty(t, r.phases, "%s", s.read(t, "err"))
 	assert.Equal(t, "gone", r.phases[len(r.phases)-1].Name, "%s", s.read(t, "err"))
 	assert.True(t, strings.HasSuffix(s.read(t, "asked"), "release\n"), "%s", s.read(t, "asked"))
 	return r

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
+	"github.com/pulumi/pulumi/sdk/v3/go/auto/optrefresh"
 	"github.com/pulumi/pulumi/sdk/v3/go/common/apitype"
 
 	"github.com/bedfellow/bedfellow/pkg/bed"
@@ -76,33 +79,67 @@ func (w *Workspace) unnoted(ctx context.Context, s *session, spec bed.Spec) (cut
 	if err != nil {
 		return false, s.explain(ctx, "read", err)
 	}
-	cut, id, noted, err := cutShort(exported.Deployment)
-	switch {
-	case err != nil:
-		return cut, fmt.Errorf("the state of stack %s: %w", w.Stack, err)
-	case !cut || id == "":
-		return cut, nil
+	if cut, _, _, err = cutShort(exported.Deployment); err != nil || !cut {
+		return false, err
+	}
+	// An up that goes on, from another host or by Pulumi's own command, looks the same: it has Pulumi's lock, which this wants.
+	if _, err := s.stack.Refresh(ctx, optrefresh.Color("never")); err != nil {
+		return true, fmt.Errorf("refresh of stack %s: %w", w.Stack, err)
+	}
+	if exported, err = s.stack.Export(ctx); err != nil {
+		return true, s.explain(ctx, "read", err)
 	}
 	c, problems := openCloud(spec)
 	if err := problems.Err(); err != nil {
 		return true, err
 	}
-	return true, c.EndOthers(ctx, provision.Owner{ID: id, State: stacks.MarkedState(spec.Driver, w.OwnerState())}, noted)
+	if err := endUnnoted(ctx, c, exported.Deployment, stacks.MarkedState(spec.Driver, w.OwnerState())); err != nil {
+		return true, err
+	}
+	_, err = s.stack.Refresh(ctx, optrefresh.ClearPendingCreates(), optrefresh.Color("never")) // or every up from now on would be one after such a one
+	return true, err
 }
 
-// cutShort tells whether what a deployment tells of was cut short; if so, whose it is, and the ids of all that it has noted. Without an owner yet there
-// are no machines.
+// ender ends the machines of an owner that have none of those ids.
+type ender interface {
+	EndOthers(ctx context.Context, owner provision.Owner, ids []string) error
+}
+
+// endUnnoted has a cloud do so with what a deployment has not noted.
+func endUnnoted(ctx context.Context, c ender, deployment json.RawMessage, state string) error {
+	_, id, noted, err := cutShort(deployment)
+	if err != nil || id == "" { // then there are no machines either
+		return err
+	}
+	return c.EndOthers(ctx, provision.Owner{ID: id, State: state}, noted)
+}
+
+// cutShort tells whether something was being made that a deployment has not noted yet; whose it is, if anybody's; and the ids of all that is noted.
 func cutShort(deployment json.RawMessage) (cut bool, owner string, ids []string, err error) {
 	var d apitype.DeploymentV3
 	if err := json.Unmarshal(deployment, &d); err != nil {
-		return false, "", nil, err
+		return false, "", nil, fmt.Errorf("the stack's state: %w", err)
 	}
 	for _, r := range d.Resources {
 		if ids = append(ids, string(r.ID)); r.Type == "bedfellow:index:Keys" {
 			owner, _ = r.Outputs["bedId"].(string)
 		}
 	}
-	return len(d.PendingOperations) > 0, owner, ids, nil
+	cut = slices.ContainsFunc(d.PendingOperations, func(o apitype.OperationV2) bool { return o.Type == apitype.OperationTypeCreating })
+	return cut, owner, ids, nil
+}
+
+// orSweep adds how to remove a bed in a cloud, which costs until it is gone, where the engine cannot: unless somebody has it in hand.
+func (w *Workspace) orSweep(ctx context.Context, err error) error {
+	spec, _ := bed.Parse(w.Stack, w.values, stacks.Known())
+	if !clouds.Is(spec.Driver) || ctx.Err() != nil || strings.Contains(err.Error(), "currently locked") {
+		return err
+	}
+	where := ""
+	if s, problems := clouds.ReadAWS(spec.Settings); spec.Driver == "aws" && len(problems) == 0 {
+		where = "AWS_REGION=" + s.Region + " "
+	}
+	return fmt.Errorf("%w\n`%sbed sweep --delete --owner %s` removes all that bears the bed's mark in the cloud, without Pulumi", err, where, spec.Name)
 }
 
 // clearCloud removes what bears this stack's mark in its cloud.

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/bedfellow/bedfellow/provision"
 	"github.com/bedfellow/bedfellow/provision/provider"
 	"github.com/bedfellow/bedfellow/stacks"
 	"github.com/bedfellow/bedfellow/stacks/engine"
@@ -47,20 +48,23 @@ func TestWhatAnUpThatWasCutShortHasNoted(t *testing.T) {
 		{ID: "the-keys", Type: "bedfellow:index:Keys", Outputs: map[string]any{"bedId": "life1"}},
 		{ID: "i-1", Type: "aws:ec2/instance:Instance"},
 	}}
-	read := func() (bool, string, []string) {
+	text := func() []byte {
 		text, err := json.Marshal(d)
 		require.NoError(t, err)
-		cut, owner, ids, err := engine.CutShort(text)
-		require.NoError(t, err)
-		return cut, owner, ids
+		return text
 	}
-	cut, _, _ := read()
-	assert.False(t, cut)
-	d.PendingOperations = []apitype.OperationV2{{Resource: apitype.ResourceV3{URN: resource.URN("urn:pulumi:aws::bedfellow::aws:ec2/instance:Instance::bed-02")}, Type: apitype.OperationTypeCreating}}
-	cut, owner, ids := read()
-	assert.True(t, cut)
-	assert.Equal(t, "life1", owner)
-	assert.Equal(t, []string{"the-keys", "i-1"}, ids)
-	_, _, _, err := engine.CutShort([]byte("{"))
-	assert.Error(t, err)
+	assert.False(t, engine.CutShort(text()))
+	second := apitype.ResourceV3{URN: resource.URN("urn:pulumi:aws::bedfellow::aws:ec2/instance:Instance::bed-02")}
+	d.PendingOperations = []apitype.OperationV2{{Resource: second, Type: apitype.OperationTypeDeleting}}
+	assert.False(t, engine.CutShort(text()), "what is to be gone is noted")
+	d.PendingOperations = append(d.PendingOperations, apitype.OperationV2{Resource: second, Type: apitype.OperationTypeCreating})
+	assert.True(t, engine.CutShort(text()))
+	owner, but, err := engine.EndUnnoted(text(), "file://host/state#aws")
+	require.NoError(t, err)
+	assert.Equal(t, provision.Owner{ID: "life1", State: "file://host/state#aws"}, owner)
+	assert.Equal(t, []string{"the-keys", "i-1"}, but)
+	d.Resources = nil
+	owner, _, err = engine.EndUnnoted(text(), "file://host/state#aws")
+	require.NoError(t, err)
+	assert.Zero(t, owner, "without keys there are no machines")
 }

@@ -76,14 +76,14 @@ func (w *Workspace) Up(ctx context.Context) (Standing, error) {
 	cut := false
 	if spec, _ := w.Spec(); clouds.Is(spec.Driver) {
 		if cut, err = w.unnoted(ctx, s, spec); err != nil {
-			return Standing{}, fmt.Errorf("end what an up that was cut short has launched: %w", err)
+			return Standing{}, fmt.Errorf("end what an up that was cut short has launched, unless it goes on: %w", err)
 		}
 	}
 	after := w.drain(ctx, s)
 	result, err := s.stack.Up(ctx, optup.Refresh(), optup.EventStreams(s.events), optup.Color("never"), optup.SuppressOutputs(), optup.ShowSecrets(false))
 	if err != nil {
 		after(nil)
-		if err = s.explain(ctx, "up", err); cut {
+		if err = s.explain(ctx, "up", err); cut && ctx.Err() == nil {
 			err = fmt.Errorf("%w\nAn up before this one was cut short. If something of that name is there already, that one has made it and not noted it: `bed destroy -s %s` removes it", err, w.Stack)
 		}
 		return Standing{}, err
@@ -177,10 +177,7 @@ func (w *Workspace) Destroy(ctx context.Context) error {
 		defer s.close()
 		if _, err := s.stack.Destroy(ctx, optdestroy.EventStreams(s.events), optdestroy.Color("never")); err != nil {
 			err = s.explain(ctx, "destroy", err)
-			if spec, _ := bed.Parse(w.Stack, w.values, stacks.Known()); clouds.Is(spec.Driver) && ctx.Err() == nil { // it costs until it is gone
-				err = fmt.Errorf("%w\n`bed sweep --delete --owner %s` removes all that bears the bed's mark in the cloud without Pulumi", err, spec.Name)
-			}
-			return err
+			return w.orSweep(ctx, err)
 		}
 	}
 	settings := w.driverSettings()

@@ -33,8 +33,27 @@ func AsPool(spec bed.Spec, keys, machines json.RawMessage) (json.RawMessage, err
 	return asPool(spec, keys, machines)
 }
 
-func CutShort(deployment json.RawMessage) (cut bool, owner string, ids []string, err error) {
-	return cutShort(deployment)
+func CutShort(deployment json.RawMessage) bool {
+	cut, _, _, err := cutShort(deployment)
+	return cut && err == nil
+}
+
+// EndUnnoted tells whose machines are to end, but for which.
+func EndUnnoted(deployment json.RawMessage, state string) (owner provision.Owner, but []string, err error) {
+	var said told
+	err = endUnnoted(context.Background(), &said, deployment, state)
+	return said.owner, said.but, err
+}
+
+// told is a fake of a cloud.
+type told struct {
+	owner provision.Owner
+	but   []string
+}
+
+func (f *told) EndOthers(_ context.Context, owner provision.Owner, ids []string) error {
+	f.owner, f.but = owner, ids
+	return nil
 }
 
 // Heard is what a session keeps of what the engine has said.
