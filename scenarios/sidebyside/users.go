@@ -62,6 +62,9 @@ func admitted(ctx context.Context, env *scenario.Env, users []string) ([]*scenar
 		if err != nil {
 			return nil, fmt.Errorf("user %s cannot have a job with Kubernetes on each of the bed's nodes: %w; `bed ssh NODE -- sudo usernetes admit %[1]s` makes that so", user, err)
 		}
+		if _, err := other.Manager.Resources(ctx); err != nil {
+			return nil, fmt.Errorf("user %s cannot have a job on this bed: %w", user, err)
+		}
 		envs[i] = other
 	}
 	return envs, nil
