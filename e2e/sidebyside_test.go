@@ -40,7 +40,7 @@ func TestSideBySide(t *testing.T) {
 	})
 	settings := []string{"nodes=3", "cpus=2", "memory=4GiB", "kubernetes=" + bed.JobsKubernetes}
 	if artifact := os.Getenv(images.FluxEnv); artifact != "" {
-		settings = append(settings, "workloadManager=flux", "flux="+artifact)
+		settings = append(settings, "workloadManager=flux", "flux="+artifact, "flux.matchPolicy=lonode") // so that two jobs share nodes
 	} else {
 		t.Logf("%s names no artifact of Flux, and so these are Slurm's jobs", images.FluxEnv)
 	}

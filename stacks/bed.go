@@ -218,8 +218,10 @@ func (args BedArgs) inventory(on provision.Info, id string, hostKeys map[string]
 		Bed: args.Name, ID: id, Driver: args.Driver, SharedKernel: on.SharedKernel, Image: args.Image, ImageDigest: digest,
 		WorkloadManager: args.WorkloadManager, User: User,
 	}
-	if args.FluxSettings != nil && args.FluxSettings.Mode == "user" {
-		inv.FluxMode = "user"
+	if f := args.FluxSettings; f != nil {
+		if inv.FluxMatchPolicy = f.MatchPolicy; f.Mode == "user" {
+			inv.FluxMode = "user"
+		}
 	}
 	if args.Kubernetes != "" {
 		network := bed.DefaultKubernetesNetwork()

@@ -12,6 +12,7 @@ type Inventory struct {
 	ImageDigest       string             `json:"imageDigest" pulumi:"imageDigest"`
 	WorkloadManager   string             `json:"workloadManager" pulumi:"workloadManager"`
 	FluxMode          string             `json:"fluxMode,omitempty" pulumi:"fluxMode,optional"`                   // user: scenarios start an instance of their own
+	FluxMatchPolicy   string             `json:"fluxMatchPolicy,omitempty" pulumi:"fluxMatchPolicy,optional"`     // of Fluxion; empty is lonodex
 	Kubernetes        string             `json:"kubernetes,omitempty" pulumi:"kubernetes,optional"`               // of KubernetesKinds, or empty without
 	KubernetesNetwork *KubernetesNetwork `json:"kubernetesNetwork,omitempty" pulumi:"kubernetesNetwork,optional"` // nil without
 	User              string             `json:"user" pulumi:"user"`                                              // to log in as; may sudo

@@ -159,6 +159,8 @@ func TestUsersShareNodes(t *testing.T) {
 	inv := bed.Inventory{Nodes: []bed.InventoryNode{{Name: "a", Role: bed.Compute, CPUs: 2}, {Name: "b", Role: bed.Compute, CPUs: 1}}}
 	assert.NoError(t, shareNodes(inv, scenario.Values{"nodes": "1"}, "bed,guest"))
 	assert.ErrorContains(t, shareNodes(inv, scenario.Values{"nodes": "2"}, "bed,guest"), "node b has 1")
+	inv.WorkloadManager, inv.FluxMatchPolicy = "flux", "lonode"
+	assert.NoError(t, shareNodes(inv, scenario.Values{"nodes": "1"}, "bed,guest"))
 
 	first, second := ran(t, printed, wlm.Completed), ran(t, printed, wlm.Completed)
 	assert.NoError(t, together([]Ran{first, second}))
@@ -186,9 +188,10 @@ func TestHowAJobIsToEndIsChecked(t *testing.T) {
 		"must be a length of time":                    {"ending": "killed", "after": "now"},
 		"bring the bed up with -c flux.mode=system":   {"users": "bed,guest"},
 		"must be one of holding, containers, control": {"at": "nowhere"},
-		"": {"ending": "killed", "at": "joining", "after": "5s"},
+		"-c flux.matchPolicy=lonode for 2 jobs":       {"users": "bed,bed"},
+		"":                                            {"ending": "killed", "at": "joining", "after": "5s"},
 	} {
-		inv.FluxMode = map[bool]string{true: "user"}[given["users"] != ""]
+		inv.FluxMode, inv.WorkloadManager = map[bool]string{true: "user"}[given["users"] == "bed,guest"], "flux"
 		_, problems := Scenario().Resolve(inv, given)
 		if says == "" {
 			assert.Empty(t, problems)

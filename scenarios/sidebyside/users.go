@@ -1,6 +1,7 @@
 package sidebyside
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,10 @@ func shareNodes(inv bed.Inventory, v scenario.Values, value string) error {
 		return fmt.Errorf("a Flux of mode user is user %s's alone; bring the bed up with -c flux.mode=system for more", inv.User)
 	}
 	jobs := len(users)
+	policy := cmp.Or(inv.FluxMatchPolicy, "lonodex")
+	if inv.WorkloadManager == "flux" && inv.FluxMode != "user" && jobs > 1 && strings.HasSuffix(policy, "x") {
+		return fmt.Errorf("Flux's match policy %s gives each job whole nodes; bring the bed up with -c flux.matchPolicy=%s for %d jobs on the same", policy, strings.TrimSuffix(policy, "x"), jobs)
+	}
 	for _, n := range on(inv, v) {
 		if n.CPUs < jobs {
 			return fmt.Errorf("%d jobs at once want a CPU each on every node, and node %s has %d", jobs, n.Name, n.CPUs)
